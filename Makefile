@@ -1,0 +1,39 @@
+# Two commands to remember:  make quickstart   make test
+PYTHON := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: quickstart test lint types unit schema clean help
+
+help:
+	@echo "make quickstart   set up, and go from a corpus to a classifier, with a killed rank on the way (minutes)"
+	@echo "make test         set up, lint, check types, and run every test that this machine can run"
+	@echo "make lint|types|unit   the parts of it"
+	@echo "make schema       write the recipes' JSON Schema and reference anew after a change of dstrain/recipe/schema.py"
+	@echo "make clean        remove what quickstart and the tests built (.venv stays)"
+
+quickstart: .venv/.ready
+	$(PYTHON) tools/quickstart.py
+
+test: lint types unit
+
+lint: .venv/.ready
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types: .venv/.ready
+	$(PYTHON) -m mypy
+
+# Two files at a time: cluster tests mostly wait for daemons. In the order of tests/conftest.py, the longest first.
+unit: .venv/.ready
+	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=15
+
+schema: .venv/.ready
+	$(PYTHON) -m dstrain recipe schema > dstrain/recipe/recipe.schema.json
+	$(PYTHON) tools/recipe_reference.py docs/recipes.md
+
+.venv/.ready: pyproject.toml constraints.txt tools/setup.sh
+	bash tools/setup.sh .venv
+	@touch $@
+
+clean:
+	rm -rf build runs .pytest_cache .ruff_cache .mypy_cache .hypothesis
