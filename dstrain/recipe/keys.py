@@ -1,0 +1,96 @@
+"""Walks the schema: which keys a section has, which of them are sections themselves, and what they default to."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from dstrain.recipe.schema import (
+    ClassificationRecipe,
+    CommonRecipe,
+    MaskedLmRecipe,
+    QuestionAnsweringRecipe,
+    Section,
+    TokenClassificationRecipe,
+)
+
+RECIPES: tuple[type[CommonRecipe], ...] = (
+    MaskedLmRecipe,
+    ClassificationRecipe,
+    TokenClassificationRecipe,
+    QuestionAnsweringRecipe,
+)
+
+
+def section_fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """Return the keys of a section as they are written in YAML."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def allowed_words(field: FieldInfo) -> tuple[str, ...]:
+    """Return the words a key may have, where its type is a closed list of them."""
+    return tuple(word for word in get_args(field.annotation) if isinstance(word, str))
+
+
+def allows_null(field: FieldInfo) -> bool:
+    """Tell whether null is a value of this key (as in `clip_grad_norm: null`) and not merely a way to un-set it."""
+    return type(None) in get_args(field.annotation)
+
+
+def section_of(field: FieldInfo, values: Mapping[str, object]) -> type[Section] | None:
+    """Return the section class a key holds, or None for a plain value; `values` chooses among architectures."""
+    options = [
+        option
+        for option in (field.annotation, *get_args(field.annotation))
+        if isinstance(option, type) and issubclass(option, Section)
+    ]
+    if isinstance(field.discriminator, str):
+        word = values.get(field.discriminator)
+        options = [option for option in options if word in allowed_words(option.model_fields[field.discriminator])]
+    return options[0] if options else None
+
+
+def tag_choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the words that choose among the sections of a key such as `model`."""
+    assert isinstance(field.discriminator, str)
+    options = get_args(field.annotation)
+    return tuple(word for option in options for word in allowed_words(option.model_fields[field.discriminator]))
+
+
+def recipe_class(task: object) -> type[CommonRecipe] | None:
+    """Return the recipe class for a task's name."""
+    return next((recipe for recipe in RECIPES if task in allowed_words(recipe.model_fields["task"])), None)
+
+
+def leaf_defaults(section: type[Section], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield `(path, default)` for each plain value of a section that nobody wrote; required keys are left out."""
+    for key, field in section_fields(section).items():
+        if field.is_required():
+            continue
+        default = field.default
+        if isinstance(default, Section):
+            yield from leaf_defaults(type(default), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", default
+
+
+def all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key that a section can have, whatever its architecture."""
+    for key, field in section_fields(section).items():
+        yield f"{prefix}{key}"
+        for option in (field.annotation, *get_args(field.annotation)):
+            if isinstance(option, type) and issubclass(option, Section):
+                yield from all_keys(option, f"{prefix}{key}.")
+
+
+def flat_values(recipe: CommonRecipe) -> dict[str, Any]:
+    """Return every value of a recipe by dotted key, in the schema's order, in JSON's types."""
+    return dict(_flat(recipe.model_dump(mode="json", by_alias=True)))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

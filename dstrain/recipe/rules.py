@@ -1,0 +1,319 @@
+"""Rules between keys. Each is a function of plain values that returns None, or what is wrong and what to do about it.
+
+A rule names the keys it needs, the one to blame first, and is asked only when all of them are valid on their own. So
+one pass reports everything that can be known to be wrong, and nothing that merely follows from another mistake.
+"""
+
+import codecs
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Verdict = str | None
+_RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []
+
+
+def broken_rules(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield `(keys, sentence)` for each broken rule; the first key is the one to blame.
+
+    Args:
+        known: every valid value by dotted key, defaults included; a section is a mapping, or None where it is absent.
+    """
+    for keys, verdict in _RULES:
+        if all(key in known for key in keys):
+            sentence = verdict(*(known[key] for key in keys))
+            if sentence is not None:
+                yield keys, sentence
+
+
+def rule(*keys: str) -> Callable[[Callable[..., Verdict]], Callable[..., Verdict]]:
+    """Register a function of these keys' values, in this order."""
+
+    def register(verdict: Callable[..., Verdict]) -> Callable[..., Verdict]:
+        _RULES.append((keys, verdict))
+        return verdict
+
+    return register
+
+
+def nearest_multiples(value: int, of: int) -> str:
+    """Return the multiples around `value`, as in "448 or 512"."""
+    below = value // of * of
+    return f"{below} or {below + of}" if below else f"{of}"
+
+
+def nearest_divisors(value: int, of: int) -> str:
+    """Return the divisors of `of` around `value`, as in "6 or 8"."""
+    divisors = [d for d in range(1, math.isqrt(of) + 1) if of % d == 0]
+    divisors += [of // d for d in divisors]
+    below = max((d for d in divisors if d < value), default=None)
+    above = min((d for d in divisors if d > value), default=None)
+    return " or ".join(str(d) for d in (below, above) if d is not None)
+
+
+# ---------------------------------------------------------------- data
+
+
+@rule("data.skip_rows")
+def _row_ranges_ascend(ranges: tuple[str, ...]) -> Verdict:
+    for text in ranges:
+        first, last = text.split("-")
+        if int(first) > int(last):
+            return f"holds {text}, which ends before it begins; write {last}-{first}"
+    return None
+
+
+@rule("data.valid", "data.hold_out")
+def _one_held_out_set(valid: str | None, hold_out: int | None) -> Verdict:
+    if valid is None and hold_out is None:
+        return "and data.hold_out are both missing; give a file, or data.hold_out=1000 to take as many from data.train"
+    if valid is not None and hold_out is not None:
+        return f"is given beside data.hold_out={hold_out}; keep one, set the other to null"
+    return None
+
+
+@rule("data.encoding")
+def _encoding_exists(encoding: str) -> Verdict:
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        return "is no encoding that Python knows; use utf-8, latin-1, gb18030 or the like"
+    return None
+
+
+@rule("loss.class_weights", "data.target")
+def _weights_need_labels(weights: str, target: str) -> Verdict:
+    if weights != "none" and target == "number":
+        return "needs labels, and data.target=number has none; use none"
+    return None
+
+
+@rule("loss.label_smoothing", "data.target")
+def _smoothing_needs_one_label(smoothing: float, target: str) -> Verdict:
+    if smoothing and target != "label":
+        return f"needs one label a text, and data.target={target}; use 0"
+    return "leaves nothing of the labels; use less than 1, as in 0.1" if smoothing >= 1 else None
+
+
+@rule("data.stride", "data.sequence_length")
+def _windows_advance(stride: int, length: int) -> Verdict:
+    if 2 * stride > length - 2:
+        return (
+            f"is more than half of the {length - 2} tokens of a row (data.sequence_length={length} less two specials); "
+            f"use at most {max((length - 2) // 2, 0)}"
+        )
+    return None
+
+
+@rule("data.question_length", "data.sequence_length")
+def _questions_leave_room(question_length: int, length: int) -> Verdict:
+    if 2 * question_length > length:
+        return f"leaves less than half of data.sequence_length={length} for the text; use at most {length // 2}"
+    return None
+
+
+@rule("data.token_pattern")
+def _pattern_has_a_group(pattern: str | None) -> Verdict:
+    if pattern is None:
+        return None
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return f"is not a regular expression ({error}); correct it"
+    return None if groups else "has no group that holds the token; put it in brackets, as in (.)[0-9]+"
+
+
+@rule("data.labels", "data.target")
+def _given_labels_differ(labels: tuple[str, ...], target: str) -> Verdict:
+    if labels and target == "number":
+        return "are given, and data.target=number has none; delete data.labels"
+    doubled = sorted({label for label in labels if list(labels).count(label) > 1})
+    if doubled:
+        return f"holds {doubled[0]!r} twice; name each label once"
+    return "names one label; give two or more" if len(labels) == 1 and target == "label" else None
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@rule("checkpoint.storage")
+def _storage_is_a_store(storage: str | None) -> Verdict:
+    if storage is None:
+        return None
+    protocol, _, rest = storage.partition("://")
+    if not rest.strip("/") or protocol in ("", "file", "local", "memory"):
+        return (
+            "is no place in an object store; give a URL such as s3://bucket/runs/bert, or null: on a local or shared "
+            "disk checkpoints are in the run's folder (--run-dir)"
+        )
+    return None
+
+
+# ---------------------------------------------------------------- model
+
+
+@rule("model.config", "model.pretrained")
+def _one_origin_of_weights(config: Mapping[str, Any] | None, pretrained: str | None) -> Verdict:
+    if config is not None and pretrained is not None:
+        return "is given beside model.pretrained, and weights have one origin; delete one (or set it to null)"
+    if config is None and pretrained is None:
+        return (
+            "and model.pretrained are both missing; give one of them (`config: {}` takes the architecture's defaults)"
+        )
+    return None
+
+
+@rule("model.config.hidden_size", "model.config.num_attention_heads")
+def _heads_divide_hidden_size(hidden_size: int, heads: int) -> Verdict:
+    if hidden_size % heads:
+        choice = nearest_multiples(hidden_size, heads)
+        return f"is not a multiple of model.config.num_attention_heads={heads}; use {choice}"
+    return None
+
+
+@rule("model.config.hidden_size", "model.config.num_attention_heads", "model.config.global_rope_theta")
+def _rotary_pairs(hidden_size: int, heads: int, _theta: float) -> Verdict:
+    if hidden_size % heads == 0 and hidden_size // heads % 2:
+        choice = nearest_multiples(hidden_size, 2 * heads)
+        return f"gives heads of odd size, and rotary positions turn pairs; use {choice}"
+    return None
+
+
+@rule("data.sequence_length", "model.config.max_position_embeddings", "model.architecture")
+def _positions_suffice(sequence_length: int, positions: int, architecture: str) -> Verdict:
+    return positions_suffice(sequence_length, positions, architecture, "model.config.max_position_embeddings")
+
+
+def positions_suffice(sequence_length: int, positions: int, architecture: str, source: str) -> Verdict:
+    """Check a row's length against the positions of a model; `source` says where their number comes from."""
+    usable = positions - 2 if architecture == "roberta" else positions
+    if sequence_length > usable:
+        why = f"{source}={positions}" + (" less the two that RoBERTa leaves unused" if usable != positions else "")
+        return f"is longer than {why}; use at most {max(usable, 1)}, or raise max_position_embeddings"
+    return None
+
+
+# ---------------------------------------------------------------- data and batch
+
+
+@rule("train.global_batch_rows", "data.lanes")
+def _lanes_divide_batch(rows: int, lanes: int) -> Verdict:
+    if rows % lanes:
+        return f"is not a multiple of data.lanes={lanes}; use {nearest_multiples(rows, lanes)}, or other lanes"
+    return None
+
+
+@rule("train.micro_batch_rows", "train.global_batch_rows")
+def _micro_batch_divides_batch(micro: int, rows: int) -> Verdict:
+    if rows % micro:
+        return f"does not divide train.global_batch_rows={rows}; use {nearest_divisors(micro, rows)}"
+    return None
+
+
+@rule("data.masking.replace")
+def _replacements_are_shares(replace: list[float]) -> Verdict:
+    total = sum(replace)
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        return f"sums to {total:g} and must sum to 1; write the shares of [mask, random, kept], as in [0.8, 0.1, 0.1]"
+    return None
+
+
+@rule("train.steps", "train.tokens", "train.epochs")
+def _one_length(steps: int | None, tokens: int | None, epochs: float | None) -> Verdict:
+    lengths = {"train.steps": steps, "train.tokens": tokens, "train.epochs": epochs}
+    set_keys = [key for key, value in lengths.items() if value is not None]
+    if not set_keys:
+        return "is missing: the run has no length; give exactly one of train.steps, train.tokens and train.epochs"
+    if len(set_keys) > 1:
+        return (
+            f"is one of {len(set_keys)} lengths given ({', '.join(set_keys)}); keep exactly one, set the others to null"
+        )
+    return None
+
+
+# ---------------------------------------------------------------- optimizer and schedule
+
+
+@rule("optimizer.betas")
+def _betas_below_one(betas: list[float]) -> Verdict:
+    return "must have both entries below 1; use [0.9, 0.999] or the like" if max(betas) >= 1 else None
+
+
+@rule("schedule.warmup_steps", "schedule.warmup_fraction")
+def _one_warmup(steps: int | None, fraction: float | None) -> Verdict:
+    if steps is not None and fraction is not None:
+        return f"is given beside schedule.warmup_fraction={fraction:g}; keep one, set the other to null"
+    return None
+
+
+@rule("schedule.warmup_steps", "train.steps")
+def _warmup_ends(warmup: int | None, steps: int | None) -> Verdict:
+    if warmup is not None and steps is not None and warmup >= steps:
+        return f"never ends within train.steps={steps}; use at most {steps - 1}"
+    return None
+
+
+@rule("schedule.warmup_fraction", "schedule.decay_fraction", "schedule.name")
+def _phases_fit(warmup: float | None, decay: float, name: str) -> Verdict:
+    if name == "warmup_stable_decay" and warmup is not None and warmup + decay > 1:
+        return f"and schedule.decay_fraction={decay:g} take more than the whole run; use at most {1 - decay:g}"
+    return None
+
+
+@rule("schedule.warmup_fraction", "schedule.name")
+def _warmup_leaves_steps(warmup: float | None, _name: str) -> Verdict:
+    return (
+        "leaves no step after the warmup; use less than 1, as in 0.05" if warmup is not None and warmup >= 1 else None
+    )
+
+
+# ---------------------------------------------------------------- memory and evaluation
+
+
+@rule("train.zero.offload_params", "train.zero.stage")
+def _offloaded_params_are_partitioned(offload: str, stage: int) -> Verdict:
+    if offload != "none" and stage != 3:
+        return f"needs train.zero.stage=3, and it is {stage}; use stage 3, or none"
+    return None
+
+
+@rule("train.zero.offload_optimizer", "train.zero.stage")
+def _offloaded_optimizer_is_partitioned(offload: str, stage: int) -> Verdict:
+    if offload != "none" and stage == 0:
+        return "needs train.zero.stage of 1, 2 or 3, and it is 0; use stage 1, or none"
+    return None
+
+
+@rule("early_stopping.metric", "evaluate.every_steps")
+def _stopping_needs_evaluations(_metric: str, every_steps: int | None) -> Verdict:
+    if every_steps is None:
+        return "needs evaluations to choose from; set evaluate.every_steps"
+    return None
+
+
+@rule("checkpoint.keep_every", "checkpoint.every_steps")
+def _kept_steps_are_saved(keep_every: int | None, every_steps: int) -> Verdict:
+    if keep_every is not None and keep_every % every_steps:
+        choice = nearest_multiples(keep_every, every_steps)
+        return f"is not a multiple of checkpoint.every_steps={every_steps}; use {choice}"
+    return None
+
+
+@rule("checkpoint.keep_best.metric", "checkpoint.every_steps", "evaluate.every_steps")
+def _saved_steps_are_evaluated(metric: str | None, saved: int, evaluated: int | None) -> Verdict:
+    if metric is not None and evaluated is None:
+        return f"needs evaluations; set evaluate.every_steps to {saved}, or the metric to null"
+    if metric is not None and evaluated is not None and saved % evaluated:
+        return (
+            f"needs an evaluation at each step that is saved, and checkpoint.every_steps={saved} is not a multiple of "
+            f"evaluate.every_steps={evaluated}; set that to {nearest_divisors(evaluated, saved)}"
+        )
+    return None
+
+
+@rule("evaluate.every_steps", "data.valid", "data.lanes")
+def _evaluation_has_data(every_steps: int | None, valid: str | None, _lanes: int) -> Verdict:
+    if every_steps is not None and valid is None:
+        return "needs data.valid, which is not set; give a validation corpus, or set evaluate.every_steps to null"
+    return None

@@ -1,0 +1,384 @@
+"""The recipe: every key, its type, its unit and its rule. Imports no torch, so that `plan` stays instant."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+RowRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$")]
+FileFormat = Literal["csv", "tsv", "json", "jsonl", "parquet", "text", "conll"]
+FILE_FORMATS: tuple[str, ...] = get_args(FileFormat)
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, nothing is coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------- model
+
+
+class BertConfig(Section):
+    """Keys of Transformers' BertConfig that shape the model. Defaults are BERT-base's."""
+
+    vocab_size: PositiveInt = 30522
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
+    hidden_act: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    hidden_dropout_prob: Fraction = 0.1
+    attention_probs_dropout_prob: Fraction = 0.1
+    max_position_embeddings: PositiveInt = 512
+    type_vocab_size: PositiveInt = 2
+    initializer_range: PositiveFloat = 0.02
+    layer_norm_eps: PositiveFloat = 1e-12
+
+
+class RobertaConfig(BertConfig):
+    """The same keys with RoBERTa-base's defaults. Positions start at 2: two of `max_position_embeddings` are unused."""
+
+    vocab_size: PositiveInt = 50265
+    max_position_embeddings: PositiveInt = 514
+    type_vocab_size: PositiveInt = 1
+    layer_norm_eps: PositiveFloat = 1e-5
+
+
+class ModernBertConfig(Section):
+    """Keys of Transformers' ModernBertConfig that shape the model. Defaults are ModernBERT-base's."""
+
+    vocab_size: PositiveInt = 50368
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 22
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 1152
+    hidden_activation: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    max_position_embeddings: PositiveInt = 8192
+    initializer_range: PositiveFloat = 0.02
+    norm_eps: PositiveFloat = 1e-5
+    norm_bias: bool = False
+    attention_bias: bool = False
+    attention_dropout: Fraction = 0.0
+    embedding_dropout: Fraction = 0.0
+    mlp_bias: bool = False
+    mlp_dropout: Fraction = 0.0
+    decoder_bias: bool = True
+    classifier_dropout: Fraction = 0.0
+    global_attn_every_n_layers: PositiveInt = 3
+    local_attention: PositiveInt = 128
+    global_rope_theta: PositiveFloat = 160000.0
+    local_rope_theta: PositiveFloat = 10000.0
+
+
+class _ModelKeys(Section):
+    """Keys of every architecture. Exactly one of `config` (from scratch) and `pretrained` (a folder) is given.
+
+    `frozen_layers` keeps the embeddings and as many of the first layers as they are; 0 trains everything.
+    """
+
+    architecture: str
+    config: BertConfig | ModernBertConfig | None = None
+    pretrained: str | None = None
+    frozen_layers: NonNegativeInt = 0
+    activation_checkpointing: bool = False
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class BertModel(_ModelKeys):
+    """BERT (Devlin et al. 2019)."""
+
+    architecture: Literal["bert"]
+    config: BertConfig | None = None
+
+
+class RobertaModel(_ModelKeys):
+    """RoBERTa (Liu et al. 2019)."""
+
+    architecture: Literal["roberta"]
+    config: RobertaConfig | None = None
+
+
+class ModernBertModel(_ModelKeys):
+    """ModernBERT (Warner et al. 2024)."""
+
+    architecture: Literal["modernbert"]
+    config: ModernBertConfig | None = None
+
+
+Model = Annotated[BertModel | RobertaModel | ModernBertModel, Field(discriminator="architecture")]
+
+
+# ---------------------------------------------------------------- data
+
+
+class Masking(Section):
+    """Which tokens are predicted. `replace`: their shares of [mask, random, kept], as in BERT (Devlin et al. 2019)."""
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    unit: Literal["token"] = "token"
+    replace: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
+
+
+class MaskedLmData(Section):
+    """WebDataset shards for pretraining: a folder, a glob or a brace pattern of tar files.
+
+    Every global batch that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
+    """
+
+    train: str
+    valid: str | None = None
+    text_field: str = "text"
+    sequence_length: PositiveInt
+    lanes: PositiveInt = 64
+    seed: NonNegativeInt = 0
+    shuffle_window: PositiveInt = 1024
+    masking: Masking = Masking()
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    max_bad_samples: NonNegativeInt = 1000
+    prefetch_steps: NonNegativeInt = 4
+    skip_rows: tuple[RowRange, ...] = ()
+
+
+class ExampleData(Section):
+    """Examples to fine-tune on: files of `format` (by default as their names say), or datasets://NAME[:CONFIG]#SPLIT.
+
+    Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`. `columns` names those of CSV
+    and TSV files without a header; `encoding` is Python's name of a file's. `longest_text` is in characters. Batches
+    are made of texts of like length: each run of `length_groups` global batches is sorted by length, and its batches
+    are shuffled. `skip_rows` as for masked_lm.
+    """
+
+    train: str
+    valid: str | None = None
+    test: str | None = None
+    hold_out: PositiveInt | None = None
+    format: FileFormat | None = None
+    columns: tuple[str, ...] = ()
+    encoding: str = "utf-8"
+    on_bad_example: Literal["stop", "drop"] = "stop"
+    longest_text: PositiveInt = 1_000_000
+    sequence_length: PositiveInt
+    length_groups: PositiveInt = 50
+    seed: NonNegativeInt = 0
+    skip_rows: tuple[RowRange, ...] = ()
+
+
+class ClassificationData(ExampleData):
+    """Texts, or pairs of texts, and a target each: one label, several (a list, or joined by `separator`), or a number.
+
+    `labels` fixes the labels and their order; otherwise they are those of `train`, sorted.
+    """
+
+    text_field: str = "text"
+    pair_field: str | None = None
+    label_field: str = "label"
+    target: Literal["label", "labels", "number"] = "label"
+    labels: tuple[str, ...] = ()
+    separator: str = ","
+
+
+SCHEME_PREFIXES = {"BIO": "BI", "BIOES": "BIES", "BMES": "BMES"}  # those of an entity's words
+
+
+class TokenClassificationData(ExampleData):
+    """Tokens with a tag each: CoNLL columns, or records with a list of tokens and one of tags. `labels` are the types.
+
+    Tokens are encoded as one text, with `joiner` between them; one longer than a row becomes windows that share
+    `stride` tokens. `token_pattern` is a regular expression whose group is the token, for columns that hold more.
+    """
+
+    tokens_field: str = "tokens"
+    tags_field: str = "tags"
+    scheme: Literal["BIO", "BIOES", "BMES"] = "BIO"
+    labels: tuple[str, ...] = ()
+    joiner: str = " "
+    token_pattern: str | None = None
+    stride: NonNegativeInt = 32
+
+
+class QuestionAnsweringData(ExampleData):
+    """Questions whose answers are spans of a text: SQuAD's JSON, or flat records with lists of answers.
+
+    A text that is too long becomes windows that share `stride` tokens. `unanswerable` questions (SQuAD 2.0) are
+    answered with nothing where that scores better than the best span by more than `null_threshold`. `longest_answer`
+    is in tokens.
+    """
+
+    question_field: str = "question"
+    context_field: str = "context"
+    answers_field: str = "answers"
+    unanswerable: bool = False
+    language: Literal["en", "zh"] = "en"
+    stride: NonNegativeInt = 128
+    question_length: PositiveInt = 64
+    longest_answer: PositiveInt = 30
+    n_best: PositiveInt = 20
+    null_threshold: float = 0.0
+
+
+# ---------------------------------------------------------------- training
+
+
+class Zero(Section):
+    """ZeRO (Rajbhandari et al. 2020): what is partitioned over the ranks, and what lives in host memory."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_params: Literal["none", "cpu"] = "none"
+
+
+class Train(Section):
+    """The batch, the length (exactly one of steps, tokens, epochs) and the numerics."""
+
+    global_batch_rows: PositiveInt
+    micro_batch_rows: PositiveInt
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero: Zero = Zero()
+    clip_grad_norm: PositiveFloat | None = 1.0
+    compile: bool = False
+    seed: NonNegativeInt = 0
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov & Hutter 2019). Biases and norms are never decayed.
+
+    `layer_decay` multiplies the learning rate once for each layer that lies between the parameters and the head (Howard
+    & Ruder 2018); 1 gives all the same.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class Schedule(Section):
+    """Learning rate over the run: warmup, then the named decay down to `final_ratio` × learning_rate."""
+
+    name: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
+    warmup_steps: NonNegativeInt | None = None
+    warmup_fraction: Fraction | None = None
+    decay_fraction: Fraction = 0.1
+    final_ratio: Fraction = 0.0
+
+
+class KeepBest(Section):
+    """Keep the checkpoints that scored best. `metric` is a number of the evaluations, as metrics.jsonl names it."""
+
+    metric: Annotated[str, Field(pattern=r"^valid_\w+$")] | None = None
+    count: PositiveInt = 1
+    best: Literal["lowest", "highest"] | None = None  # null: lowest of a loss, a perplexity or an error, else highest
+
+
+class Checkpoint(Section):
+    """When to save, where to, and what to keep: the last, those of every so many steps, and the best.
+
+    `storage`: null for the run's folder; or a place of this run alone in an object store, as in s3://bucket/runs/bert.
+    """
+
+    every_steps: PositiveInt = 1000
+    keep_last: PositiveInt = 3
+    keep_every: PositiveInt | None = None
+    keep_best: KeepBest = KeepBest()
+    storage: str | None = None
+    async_: bool = Field(default=True, alias="async")  # beside training, at the price of one copy in host memory
+
+
+class Evaluate(Section):
+    """Evaluation on `data.valid` with masks frozen by the seed. `batches` are global batches; null means all of it."""
+
+    every_steps: PositiveInt | None = None
+    batches: PositiveInt | None = 8
+
+
+class EarlyStopping(Section):
+    """Keep the checkpoint whose evaluation was best by `metric`, and end with it.
+
+    A run stops after `patience` evaluations in a row that were no better by more than `least_change`; null trains on to
+    the end.
+    """
+
+    metric: str
+    direction: Literal["maximize", "minimize"] = "maximize"
+    patience: PositiveInt | None = None
+    least_change: NonNegativeFloat = 0.0
+
+
+class Log(Section):
+    """What is written while training."""
+
+    every_steps: PositiveInt = 10
+    tensorboard: bool = True
+
+
+# ---------------------------------------------------------------- recipes
+
+
+class CommonRecipe(Section):
+    """Keys shared by every task."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: str
+    model: Model
+    tokenizer: str
+    data: Section
+    train: Train
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    early_stopping: EarlyStopping | None = None
+    log: Log = Log()
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    hang_seconds: PositiveFloat = 1200.0  # a rank that stands still for longer is ended, and the run restarted
+
+
+class MaskedLmRecipe(CommonRecipe):
+    """Masked-language-model pretraining."""
+
+    task: Literal["masked_lm"]
+    data: MaskedLmData
+
+
+class Loss(Section):
+    """How a classifier's mistakes weigh. `balanced` weighs each label by the inverse of its frequency, 1 on average."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: Fraction = 0.0
+
+
+class ClassificationRecipe(CommonRecipe):
+    """Fine-tuning of a sequence classifier."""
+
+    task: Literal["sequence_classification"]
+    data: ClassificationData
+    loss: Loss = Loss()
+
+
+class TokenClassificationRecipe(CommonRecipe):
+    """Fine-tuning of a tagger of words: named entities and their like."""
+
+    task: Literal["token_classification"]
+    data: TokenClassificationData
+    loss: Loss = Loss()
+
+
+class QuestionAnsweringRecipe(CommonRecipe):
+    """Fine-tuning of a finder of answers in a text."""
+
+    task: Literal["question_answering"]
+    data: QuestionAnsweringData
+
+
+ExampleRecipe = ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe
+Recipe = MaskedLmRecipe | ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe
