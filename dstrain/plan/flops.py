@@ -1,0 +1,67 @@
+"""Floating-point operations of a training step, from the model's shape.
+
+Forward, per token (a multiplication and an addition are two):
+    matmuls    2 × the layers' matrix parameters
+    attention  4 × sequence_length × hidden_size for each layer: scores and weighted sum over the whole row (the mask
+               that keeps documents apart saves nothing)
+    head       2 × (hidden² + hidden × vocabulary), on the predicted tokens only
+The backward pass costs twice the forward pass. Activation checkpointing runs the layers forward once more.
+"""
+
+from dataclasses import dataclass
+
+from dstrain.model.shape import ModelShape, layer_parameters
+from dstrain.plan.batch import masked_per_row
+from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
+from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations per token of a row. Forward by part; of training as the mathematics needs and as they are executed."""
+
+    matmuls: float
+    attention: float
+    head: float
+    activation_checkpointing: bool
+
+    @property
+    def forward(self) -> float:
+        """Operations of the forward pass per token."""
+        return self.matmuls + self.attention + self.head
+
+    @property
+    def model(self) -> float:
+        """Forward and backward per token: what model FLOPs utilisation (MFU) counts."""
+        return 3 * self.forward
+
+    @property
+    def executed(self) -> float:
+        """`model` plus what activation checkpointing computes again."""
+        return self.model + (self.matmuls + self.attention if self.activation_checkpointing else 0)
+
+
+def step_flops(recipe: Recipe, shape: ModelShape) -> Flops:
+    """Return the operations per token of this recipe's rows; a global step has rows × sequence_length tokens."""
+    hidden, length = shape.hidden_size, recipe.data.sequence_length
+    if isinstance(recipe, MaskedLmRecipe):
+        predicted = masked_per_row(recipe) / length
+        head = predicted * 2 * (hidden * hidden + hidden * shape.vocab_size)
+    elif isinstance(recipe, ClassificationRecipe):
+        head = 2 * hidden * hidden / length
+    else:
+        head = 2 * hidden * (head_outputs(recipe) or UNKNOWN_OUTPUTS)
+    return Flops(
+        matmuls=2 * shape.layers * matrix_parameters(shape),
+        attention=4 * shape.layers * length * hidden,
+        head=head,
+        activation_checkpointing=recipe.model.activation_checkpointing,
+    )
+
+
+def matrix_parameters(shape: ModelShape) -> int:
+    """Return a layer's parameters that are in matrices: without biases and norms."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    matrices = 4 * hidden * hidden + (3 if shape.gated_mlp else 2) * hidden * inner
+    assert matrices <= layer_parameters(shape)
+    return matrices

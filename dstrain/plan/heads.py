@@ -1,0 +1,21 @@
+"""How many outputs a recipe's head has, as far as the recipe alone tells."""
+
+from dstrain.recipe.schema import (
+    SCHEME_PREFIXES,
+    ClassificationRecipe,
+    QuestionAnsweringRecipe,
+    Recipe,
+    TokenClassificationRecipe,
+)
+
+UNKNOWN_OUTPUTS = 2  # stands in where the labels are those of the training file
+
+
+def head_outputs(recipe: Recipe) -> int | None:
+    """Return the outputs of a fine-tuned head; None for pretraining, and where only the training file tells."""
+    if isinstance(recipe, ClassificationRecipe):
+        return 1 if recipe.data.target == "number" else len(recipe.data.labels) or None
+    if isinstance(recipe, TokenClassificationRecipe):
+        types = len(recipe.data.labels)
+        return 1 + types * len(SCHEME_PREFIXES[recipe.data.scheme]) if types else None
+    return 2 if isinstance(recipe, QuestionAnsweringRecipe) else None

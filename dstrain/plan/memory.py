@@ -1,0 +1,189 @@
+"""Memory of one rank and disk of a checkpoint, by part.
+
+Bytes per parameter:
+
+    precision   weights   gradients   optimizer
+    bf16        2         2           12: fp32 weights 4, two moments 8
+    fp32        4         4           8: two moments; under ZeRO 12, which keeps fp32 weights of its own
+
+ZeRO divides the optimizer by the ranks from stage 1, gradients from stage 2, weights from stage 3 (Rajbhandari
+et al. 2020). In the optimizer's step a rank's gradients are there once more, in fp32; activations are gone by then. So
+`total = weights + gradients + optimizer + buffers + max(activations, step)`.
+
+Buffers are what gradients wait in until a collective takes them: without ZeRO a copy of all, up to 500 M elements;
+under ZeRO 1 and 2 the bucket and the gradients that it was filled from; under stage 3 a bucket that is made whole,
+however small the model, and the weights gathered at a time.
+
+The total is what tensors take at their peak. Of CPU ranks that trained 26 M parameters in two steps it was 110 to
+113 % without ZeRO, 82 to 109 % under stages 1 and 2, and 74 to 89 % under stage 3. A process takes more: libraries,
+code and the allocator's gaps, on CPUs up to as much again.
+
+Activations are what the backward pass needs. Elements per token and layer, for hidden size h and MLP size i, with an
+attention that keeps no scores (SDPA):
+
+    bert, roberta   8h + 2i    layer's input; query, key, value; attention's output; first norm's input and output;
+                               second norm's input; activation function's input and output
+                               (with i = 4h and dropout these are the 34 h bytes of Korthikanti et al. 2022)
+    modernbert      10h + 4i   layer's input; first norm's output; query, key and value before the rotation; query and
+                               key after it; attention's output; second norm's input and output; the two halves of the
+                               MLP, the activation and the product
+
+plus what dropout keeps of each element that passes it: one byte on a GPU, on a CPU a whole element. Where attention is
+eager, and on a CPU where it has dropout, it keeps its scores too (and 2h fewer for modernbert). The mask that keeps
+documents apart is there once for all layers. Activation checkpointing keeps each layer's input, and all of one layer at
+a time.
+"""
+
+from dataclasses import dataclass, fields
+
+from dstrain.model.shape import ModelShape
+from dstrain.plan.batch import masked_per_row
+from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
+from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
+from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe
+
+UNPARTITIONED_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's, not to be configured
+ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
+CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 weights and AdamW's two moments
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank by part; `host` is what is offloaded to the host's memory."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    step: int
+    host: int
+
+    @property
+    def total(self) -> int:
+        """Peak on the device."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + max(self.activations, self.step)
+
+    def by_part(self) -> dict[str, int]:
+        """Return the parts and their total by name, in bytes."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"total": self.total}
+
+
+def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, stage: int) -> Memory:
+    """Return the memory of one rank.
+
+    Args:
+        recipe: gives precision, and offloading for the stage that it asks for.
+        parameters: of the whole model.
+        activations: bytes, from `activation_bytes`.
+        world: number of ranks.
+        stage: ZeRO stage, not necessarily that of the recipe.
+    """
+    train = recipe.train
+    element = ELEMENT_BYTES[train.precision]
+    owned = parameters if stage == 0 else -(-parameters // world)
+    weights = element * (owned if stage == 3 else parameters)
+    gradients = element * (owned if stage >= 2 else parameters)
+    optimizer = (8 if train.precision == "fp32" and stage == 0 else 12) * owned
+    step = 0 if train.precision == "fp32" and stage == 0 else 4 * owned
+    if stage == 0:
+        buffers = element * min(parameters, UNPARTITIONED_BUCKET_ELEMENTS)
+    elif stage < 3:
+        buffers = 2 * element * min(parameters, BUCKET_ELEMENTS)
+    else:
+        buffers = element * (BUCKET_ELEMENTS + min(parameters, LIVE_ELEMENTS))
+    host = 0
+    if stage == train.zero.stage and train.zero.offload_optimizer != "none":
+        host, optimizer, step = host + optimizer + step, 0, 0
+    if stage == train.zero.stage and train.zero.offload_params != "none":
+        host, weights = host + weights, 0
+    return Memory(weights, gradients, optimizer, buffers, activations, step, host)
+
+
+def activation_bytes(recipe: Recipe, shape: ModelShape, *, checkpointing: bool, on_cpu: bool = False) -> int:
+    """Return the bytes of activations that one micro-batch holds when its backward pass begins.
+
+    Args:
+        recipe: gives rows, row length, masking, precision and the attention's implementation.
+        shape: the encoder.
+        checkpointing: whether layers are computed again in the backward pass.
+        on_cpu: whether it runs on a CPU, where torch's kernels keep more.
+    """
+    element = ELEMENT_BYTES[recipe.train.precision]
+    rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
+    token_elements = rows * length * shape.hidden_size
+    dropped = element if on_cpu else 1
+    layer = rows * length * _layer_bytes_per_token(shape, element, dropped)
+    layer += _attention_bytes(recipe, shape, element, dropped, on_cpu=on_cpu)
+    layers = shape.layers * layer
+    if checkpointing:
+        layers = shape.layers * token_elements * element + layer
+    embeddings = token_elements * (2 * element + (dropped if shape.dropout else 0))  # its norm's input and output
+    return layers + embeddings + _shared_bytes(recipe, shape) + _head_bytes(recipe, shape, element)
+
+
+def _shared_bytes(recipe: Recipe, shape: ModelShape) -> int:
+    """Return the bytes of what is made once and used by all layers: the masks, and the rotation's sines and cosines.
+
+    ModernBERT has two of each, as some of its layers attend within a window only.
+    """
+    tokens, length = recipe.train.micro_batch_rows * recipe.data.sequence_length, recipe.data.sequence_length
+    if shape.architecture != "modernbert":
+        return tokens * length * ELEMENT_BYTES[recipe.train.precision]
+    return 2 * tokens * (length + 2 * shape.hidden_size // shape.heads) * ELEMENT_BYTES[recipe.train.precision]
+
+
+def _layer_bytes_per_token(shape: ModelShape, element: int, dropped: int) -> int:
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    if shape.architecture == "modernbert":
+        elements = 8 * hidden + 4 * inner
+        passing_dropout = (inner if shape.dropout else 0) + (hidden if shape.attention_dropout else 0)
+    else:
+        elements = 8 * hidden + 2 * inner
+        passing_dropout = 2 * hidden if shape.dropout else 0
+    statistics = 4 * shape.heads + 4 * element  # the softmax's, in fp32; mean and deviation of two norms
+    return elements * element + passing_dropout * dropped + statistics
+
+
+def _attention_bytes(recipe: Recipe, shape: ModelShape, element: int, dropped: int, *, on_cpu: bool) -> int:
+    """Return what a layer's attention keeps besides its inputs and outputs: scores, and what precedes the rotation."""
+    rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
+    pairs = rows * length * length  # of tokens
+    if recipe.model.attention == "eager":
+        modern = shape.architecture == "modernbert"  # its softmax is in fp32, and then rounded
+        softmax = 4 if modern else element
+        if shape.attention_dropout:
+            return pairs * shape.heads * (softmax + element + dropped)
+        return pairs * shape.heads * (softmax + (element if modern and element != softmax else 0))
+    if on_cpu and shape.attention_dropout:  # SDPA in fp32, query, key and value included: softmax, dropout and its mask
+        return pairs * shape.heads * 3 * 4 + rows * length * 3 * shape.hidden_size * (4 - element)
+    unrotated = 2 * shape.hidden_size if shape.architecture == "modernbert" else 0
+    return rows * length * unrotated * element
+
+
+def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
+    """Four inputs and outputs of the transform; the logits as computed, their log-softmax and its gradient in fp32."""
+    rows, hidden = recipe.train.micro_batch_rows, shape.hidden_size
+    if isinstance(recipe, ClassificationRecipe):
+        return rows * 4 * hidden * element
+    if not isinstance(recipe, MaskedLmRecipe):  # an output for every token
+        outputs = head_outputs(recipe) or UNKNOWN_OUTPUTS
+        return rows * recipe.data.sequence_length * (hidden * element + outputs * (element + 4 + 4))
+    predicted = rows * masked_per_row(recipe)
+    return predicted * (4 * hidden * element + shape.vocab_size * (element + 4 + 4))
+
+
+def kept_checkpoints(recipe: Recipe, steps: int | None) -> int:
+    """Return how many checkpoints a run of so many steps keeps at most; None: of unknown length, only the last ones."""
+    rules = recipe.checkpoint
+    kept = rules.keep_last + (rules.keep_best.count if rules.keep_best.metric is not None else 0)
+    kept += 0 if recipe.early_stopping is None else 1
+    if steps is None:
+        return kept
+    kept += steps // rules.keep_every if rules.keep_every is not None else 0
+    return min(kept, -(-steps // rules.every_steps))
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """Return the bytes of one checkpoint on disk; headers, cursors and the manifest come on top, a few hundred kB."""
+    return CHECKPOINT_BYTES_PER_PARAMETER * parameters

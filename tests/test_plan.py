@@ -1,0 +1,369 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from dstrain.errors import RecipeError
+from dstrain.model.encoder import build_model
+from dstrain.model.shape import ModelShape, model_shape, parameter_counts, shape_of_config
+from dstrain.model.sparse import SparseMaskedLm
+from dstrain.plan import (
+    activation_bytes,
+    batch_plan,
+    checkpoint_bytes,
+    corpus_tokens,
+    deepspeed_config,
+    legal_world_sizes,
+    masked_per_row,
+    rank_memory,
+    step_flops,
+    total_steps,
+)
+from dstrain.plan.text import make_plan, plan_json, plan_text
+from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe
+
+SMALL = {
+    "bert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
+    "modernbert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
+}
+SMALL["roberta"] = SMALL["bert"]
+
+
+def masked_lm(architecture: str = "bert", config: dict[str, Any] | None = None, **sections: Any) -> MaskedLmRecipe:
+    """Return a recipe; `sections` update those of the same name."""
+    values: dict[str, Any] = {
+        "name": "example",
+        "task": "masked_lm",
+        "model": {"architecture": architecture, "config": config if config is not None else {}},
+        "tokenizer": "tok",
+        "data": {"train": "shards", "sequence_length": 128, "lanes": 64},
+        "train": {"global_batch_rows": 512, "micro_batch_rows": 4, "steps": 1000},
+        "optimizer": {"learning_rate": 3e-4},
+    }
+    for section, update in sections.items():
+        values[section] = values.get(section, {}) | update
+    return MaskedLmRecipe.model_validate_json(json.dumps(values))
+
+
+def classification(**train: Any) -> ClassificationRecipe:
+    values = masked_lm().model_dump(mode="json", by_alias=True) | {
+        "task": "sequence_classification",
+        "data": {"train": "a.csv", "valid": "b.csv", "sequence_length": 128},
+        "train": {"global_batch_rows": 32, "micro_batch_rows": 4} | train,
+    }
+    return ClassificationRecipe.model_validate_json(json.dumps(values))
+
+
+# ---------------------------------------------------------------- batch and length
+
+
+def test_the_batch_is_arithmetic_that_can_be_followed() -> None:
+    assert str(batch_plan(masked_lm(), 8)) == "8 ranks × 4 rows × 16 accumulation = 512 rows = 65,536 tokens"
+    assert str(batch_plan(masked_lm(), 1)) == "1 rank × 4 rows × 128 accumulation = 512 rows = 65,536 tokens"
+
+
+@given(lanes=st.integers(1, 96), lane_rows=st.integers(1, 12), micro=st.integers(1, 24), world=st.integers(1, 200))
+def test_legal_world_sizes_are_exactly_those_that_divide(lanes: int, lane_rows: int, micro: int, world: int) -> None:
+    rows = lanes * lane_rows
+    recipe = masked_lm(data={"lanes": lanes}, train={"global_batch_rows": rows, "micro_batch_rows": micro})
+    legal = legal_world_sizes(recipe)
+    assert legal == sorted(legal)
+    possible = lanes % world == 0 and rows % world == 0 and rows // world % micro == 0
+    assert (world in legal) == possible
+    if possible:
+        batch = batch_plan(recipe, world)
+        assert batch.world * batch.micro_batch_rows * batch.accumulation == rows
+
+
+@pytest.mark.parametrize(("world", "nearest"), [(5, "4 or 8"), (0, "1"), (100, "64"), (-2, "1")])
+def test_an_illegal_world_names_the_nearest_legal_ones(world: int, nearest: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        batch_plan(masked_lm(), world)
+    assert str(caught.value) == (
+        f"{world} ranks cannot share data.lanes=64 evenly, or train.global_batch_rows=512 into micro-batches of "
+        f"train.micro_batch_rows=4; use {nearest} ranks"
+    )
+
+
+def test_classification_has_no_lanes() -> None:
+    assert legal_world_sizes(classification(steps=1)) == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens", "steps"),
+    [
+        ({"steps": 7}, None, 7),
+        ({"steps": None, "tokens": 65_536 * 3}, None, 3),
+        ({"steps": None, "tokens": 65_536 * 3 + 1}, None, 4),
+        ({"steps": None, "epochs": 2.5}, 65_536 * 2, 5),
+        ({"steps": None, "epochs": 0.1}, 65_536 * 10, 1),
+        ({"steps": None, "epochs": 3.0}, 65_536 + 1, 4),
+        ({"steps": None, "epochs": 1.0}, None, None),
+    ],
+)
+def test_total_steps(length: dict[str, Any], tokens: int | None, steps: int | None) -> None:
+    assert total_steps(masked_lm(train=length), tokens) == steps
+
+
+def test_the_corpus_size_comes_from_its_index(tmp_path: Path) -> None:
+    recipe = masked_lm(data={"train": str(tmp_path)})
+    assert corpus_tokens(recipe) is None
+    (tmp_path / "index.json").write_text('{"tokens": null}')
+    assert corpus_tokens(recipe) is None
+    (tmp_path / "index.json").write_text('{"tokens": 12345}')
+    assert corpus_tokens(recipe) == 12345
+    assert corpus_tokens(masked_lm(data={"train": f"{tmp_path}/*.tar"})) == 12345
+
+
+# ---------------------------------------------------------------- parameters and FLOPs, against the built model
+
+
+AUTO_MODELS = {
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "sequence_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
+    "question_answering": transformers.AutoModelForQuestionAnswering,
+}
+
+
+def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
+    for architecture in ("bert", "roberta", "modernbert"):
+        yield architecture, {}
+        yield architecture, SMALL[architecture]
+        yield architecture, SMALL[architecture] | {"vocab_size": 1001, "num_hidden_layers": 1}
+    biases = {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "decoder_bias": False}
+    yield "modernbert", SMALL["modernbert"] | biases
+    yield "bert", SMALL["bert"] | {"type_vocab_size": 1, "max_position_embeddings": 77}
+
+
+@pytest.mark.parametrize(("architecture", "config"), list(shapes()))
+@pytest.mark.parametrize("task", AUTO_MODELS)
+def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], task: str) -> None:
+    section = masked_lm(architecture, config).model
+    assert section.config is not None
+    special_ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    built = transformers.AutoConfig.for_model(architecture, **section.config.model_dump(), **special_ids, num_labels=5)
+    with torch.device("meta"):
+        model = AUTO_MODELS[task].from_config(built)
+    model.tie_weights()
+    counts = parameter_counts(model_shape(section), task, labels=5)
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    layers = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if ".layers." in name or ".layer." in name
+    )
+    assert counts["encoder layers"] == layers
+
+
+def test_a_pretrained_folder_has_the_shape_of_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL["bert"] | {"model_type": "bert", "vocab_size": 99}))
+    section = masked_lm(model={"config": None, "pretrained": str(tmp_path)}).model
+    assert model_shape(section) == shape_of_config("bert", SMALL["bert"] | {"vocab_size": 99})
+
+
+def test_a_pretrained_folder_without_config_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"config\.json: No such file"):
+        model_shape(masked_lm(model={"config": None, "pretrained": str(tmp_path)}).model)
+
+
+def run(recipe: MaskedLmRecipe) -> tuple[SparseMaskedLm, tuple[torch.Tensor, ...]]:
+    """Build a recipe's model, and a micro-batch of two documents to a row."""
+    rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
+    model = build_model(recipe.model, 0, {"pad_token_id": 0}).train()
+    if recipe.train.precision == "bf16":
+        model = model.to(torch.bfloat16)
+    input_ids = torch.randint(5, 100, (rows, length))
+    position_ids = torch.arange(length).remainder(length // 2).expand(rows, -1)
+    masked = torch.arange(masked_per_row(recipe)).expand(rows, -1)
+    labels = torch.randint(5, 100, masked.shape)
+    return SparseMaskedLm(model), (input_ids, position_ids, masked, labels)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+def test_flops_are_those_that_torch_counts(architecture: str) -> None:
+    config = SMALL[architecture] | {"vocab_size": 500}
+    recipe = masked_lm(
+        architecture, config, model={"attention": "eager"}, train={"micro_batch_rows": 2, "precision": "fp32"}
+    )
+    module, batch = run(recipe)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = module(*batch)
+        forward = counter.get_total_flops()
+        loss.backward()
+    flops, tokens = step_flops(recipe, model_shape(recipe.model)), batch[0].numel()
+    assert flops.forward * tokens == forward
+    assert flops.model * tokens == pytest.approx(counter.get_total_flops(), rel=0.001)
+    assert flops.executed == flops.model
+
+
+def test_activation_checkpointing_runs_the_layers_once_more() -> None:
+    plain, again = (
+        step_flops(recipe, model_shape(recipe.model))
+        for recipe in (masked_lm(), masked_lm(model={"activation_checkpointing": True}))
+    )
+    assert again.model == plain.model
+    assert again.executed == plain.model + plain.matmuls + plain.attention
+
+
+# ---------------------------------------------------------------- memory
+
+
+def kept_bytes(recipe: MaskedLmRecipe) -> int:
+    """Run a forward pass and add up what autograd keeps for the backward pass, parameters aside."""
+    module, batch = run(recipe)
+    if recipe.model.activation_checkpointing:
+        module.model.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(*batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def not_kept_bytes(recipe: MaskedLmRecipe, shape: ModelShape) -> int:
+    """Return what `activation_bytes` counts and autograd does not keep."""
+    element = 2 if recipe.train.precision == "bf16" else 4
+    rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
+    modern, checkpointing = shape.architecture == "modernbert", recipe.model.activation_checkpointing
+    not_kept = rows * masked_per_row(recipe) * shape.vocab_size * (element + 4)  # logits and their gradient
+    if modern if checkpointing else recipe.model.attention == "eager":  # masks that stay, but not for autograd
+        not_kept += (2 if modern else 1) * rows * length**2 * element
+    if checkpointing:  # the layer that is run again
+        inputs = rows * length * shape.hidden_size * element
+        plain, checkpointed = (activation_bytes(recipe, shape, checkpointing=c, on_cpu=True) for c in (False, True))
+        not_kept += (plain - checkpointed + shape.layers * inputs) // (shape.layers - 1)
+    return not_kept
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("architecture", "dropout"),
+    [
+        ("bert", {}),
+        ("bert", {"attention_probs_dropout_prob": 0.0}),
+        ("roberta", {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}),
+        ("modernbert", {}),
+    ],
+)
+def test_activations_are_what_autograd_keeps(
+    architecture: str, dropout: dict[str, float], attention: str, precision: str, checkpointing: bool
+) -> None:
+    recipe = masked_lm(
+        architecture,
+        SMALL[architecture] | {"vocab_size": 500, "hidden_size": 128} | dropout,
+        model={"attention": attention, "activation_checkpointing": checkpointing},
+        train={"precision": precision, "micro_batch_rows": 2},
+        data={"sequence_length": 256},
+    )
+    shape = model_shape(recipe.model)
+    stated = activation_bytes(recipe, shape, checkpointing=checkpointing, on_cpu=True) - not_kept_bytes(recipe, shape)
+    assert stated == pytest.approx(kept_bytes(recipe), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "parts"),
+    [
+        ("bf16", 0, (2000, 2000, 12000, 4000)),
+        ("bf16", 1, (2000, 2000, 3000, 1000)),
+        ("bf16", 2, (2000, 500, 3000, 1000)),
+        ("bf16", 3, (500, 500, 3000, 1000)),
+        ("fp32", 0, (4000, 4000, 8000, 0)),
+        ("fp32", 1, (4000, 4000, 3000, 1000)),
+        ("fp32", 3, (1000, 1000, 3000, 1000)),
+    ],
+)
+def test_what_zero_divides(precision: str, stage: int, parts: tuple[int, ...]) -> None:
+    memory = rank_memory(masked_lm(train={"precision": precision}), 1000, 500, world=4, stage=stage)
+    assert (memory.weights, memory.gradients, memory.optimizer, memory.step) == parts
+    assert memory.total == sum(parts[:3]) + memory.buffers + max(500, memory.step)
+
+
+def test_what_is_offloaded_moves_to_the_host() -> None:
+    zero = {"stage": 3, "offload_optimizer": "cpu", "offload_params": "cpu"}
+    memory = rank_memory(masked_lm(train={"zero": zero}), 1000, 0, world=4, stage=3)
+    assert (memory.weights, memory.optimizer, memory.step) == (0, 0, 0)
+    assert memory.host == 500 + 3000 + 1000
+    assert rank_memory(masked_lm(train={"zero": zero}), 1000, 0, world=4, stage=2).host == 0
+
+
+def test_a_checkpoint_is_twelve_bytes_per_parameter() -> None:
+    assert checkpoint_bytes(109_514_298) == 1_314_171_576
+
+
+# ---------------------------------------------------------------- DeepSpeed's config
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_accepts_the_config_and_reads_the_same_numbers(stage: int) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    recipe = masked_lm(train={"zero": {"stage": stage}, "clip_grad_norm": 0.5})
+    config = deepspeed_config(recipe, 8)
+    assert "auto" not in json.dumps(config)
+    assert config["train_batch_size"] == 512
+    assert config["train_micro_batch_size_per_gpu"] == 4
+    assert config["gradient_accumulation_steps"] == 16
+    read = DeepSpeedConfig(config | {"train_batch_size": 4 * 16})  # of one rank: there is no process group here
+    assert read.zero_optimization_stage == stage
+    assert read.gradient_clipping == pytest.approx(config["gradient_clipping"])
+
+
+def test_an_illegal_world_has_no_deepspeed_config() -> None:
+    with pytest.raises(RecipeError, match="use 4 or 8 ranks"):
+        deepspeed_config(masked_lm(), 7)
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def test_the_whole_text_of_a_plan() -> None:
+    recipe = masked_lm(
+        "bert",
+        {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048},
+        model={"activation_checkpointing": True},
+        train={"zero": {"stage": 2}, "steps": 10_000},
+    )
+    text = plan_text(make_plan(recipe, 8, None))
+    shown, _, config = text.partition("\n\nDeepSpeed's config\n")
+    assert json.loads(config) == deepspeed_config(recipe, 8)
+    assert shown == (Path(__file__).parent / "golden" / "plan.txt").read_text(encoding="utf-8").rstrip("\n")
+
+
+def test_steps_are_unknown_until_the_corpus_is_indexed() -> None:
+    plan = make_plan(masked_lm(train={"steps": None, "epochs": 40}), 8, None)
+    assert "40 epochs; steps unknown until the corpus is indexed" in plan_text(plan)
+    assert plan_json(plan)["steps"] is None
+
+
+def test_the_json_has_the_numbers_of_the_text() -> None:
+    report = json.loads(json.dumps(plan_json(make_plan(masked_lm(), 8, None))))
+    assert report["batch"] == {"world": 8, "micro_batch_rows": 4, "accumulation": 16, "rows": 512, "tokens": 65_536}
+    assert report["legal_world_sizes"] == [1, 2, 4, 8, 16, 32, 64]
+    assert report["parameters"]["total"] == 109_514_298
+    assert len(report["memory_bytes"]) == 8
+    assert report["deepspeed"]["train_batch_size"] == 512
+
+
+def test_many_legal_world_sizes_are_shortened() -> None:
+    recipe = masked_lm(data={"lanes": 5040}, train={"global_batch_rows": 5040, "micro_batch_rows": 1})
+    assert "14, 15, 16, 18 … 5040 (60 of them)" in plan_text(make_plan(recipe, 1, None))
+
+
+def test_a_classifier_is_planned_too() -> None:
+    text = plan_text(make_plan(classification(epochs=2), 2, 128 * 3200))
+    assert "200 steps × 4,096 tokens" in text
+    assert "for 2 labels; a label more is hidden_size + 1 parameters more" in text
