@@ -1,0 +1,131 @@
+"""What one rank consumes in one global step, and how it lies in memory.
+
+A step is one flat buffer, so that a background process can make it in shared memory and nothing is copied on the way:
+
+    header    int64   cursors (lanes of this rank, 3), digest (2), step, bad samples
+    records   int32   one per row: row number (as int64), input_ids, masked_positions, labels, position_ids
+
+A row's digest is the multilinear hash (Lemire and Kaser, "Strongly universal string hashing is fast", 2014) of its
+record as little-endian 64-bit words, twice, with fixed odd keys, each finished by SplitMix64's mixer. A step's digest
+is the sum of its rows' modulo 2**64 in each half. Sums commute, so ranks add theirs up in any order and get the
+digest of the global batch, whatever the number of ranks. It guards against accidents, not against forgers: two
+different steps agree with a chance of about 2**-64. A cryptographic hash of every row would add a third to the time
+in which the rows are made.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dstrain.data.counter_rng import draws, mix64, stream_key
+
+ROW_NUMBER_ITEMS = 2  # an int64 takes two int32
+HEADER_TAIL_ITEMS = 4  # digest, step, bad samples
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one rank and global step. The arrays are views that stay valid until the next step is asked for.
+
+    R rows of L tokens, K of them predicted. Where a row has fewer than K tokens that may be masked, its `labels` end
+    in -100 and its `masked_positions` in 0. `cursors` is where each lane of this rank stands after this step: what a
+    checkpoint keeps.
+    """
+
+    step: int
+    row_numbers: NDArray[np.int64]  # (R,)
+    input_ids: NDArray[np.int32]  # (R, L), after masking
+    position_ids: NDArray[np.int32]  # (R, L), restarting at 0 at every piece of a document
+    masked_positions: NDArray[np.int32]  # (R, K), increasing
+    labels: NDArray[np.int32]  # (R, K)
+    cursors: NDArray[np.int64]  # (lanes of this rank, 3): epoch, document position, token offset
+    digest: NDArray[np.int64]  # (2,)
+    bad_samples: int  # skipped while making these rows
+    bad_sample_reports: tuple[str, ...]  # which ones and why, the first few
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The sizes of a rank's step: `rows` × `row_tokens` with `masked` predictions each, read from `lanes` lanes."""
+
+    rows: int
+    row_tokens: int
+    masked: int
+    lanes: int
+
+    @property
+    def header_items(self) -> int:
+        """Length of the header, in int64."""
+        return 3 * self.lanes + HEADER_TAIL_ITEMS
+
+    @property
+    def record_items(self) -> int:
+        """Length of a row's record, in int32: always even, so that every row number is aligned."""
+        return ROW_NUMBER_ITEMS + 2 * self.row_tokens + 2 * self.masked
+
+    @property
+    def bytes(self) -> int:
+        """Size of a step's buffer."""
+        return 8 * self.header_items + 4 * self.rows * self.record_items
+
+
+@cache
+def digest_keys(words: int) -> NDArray[np.uint64]:
+    """The keys of the multilinear hash, (words, 2): odd, so that a change of one word always shows."""
+    keys: NDArray[np.uint64] = draws(stream_key("digest"), np.arange(2 * words, dtype=np.uint64)) | np.uint64(1)
+    return keys.reshape(words, 2)
+
+
+class Records:
+    """Named views of the records in `items`, an int32 array (rows, `shape.record_items`)."""
+
+    def __init__(self, shape: StepShape, items: NDArray[np.int32]) -> None:
+        self.items = items
+        ends = np.cumsum([ROW_NUMBER_ITEMS, shape.row_tokens, shape.masked, shape.masked])
+        row_number, self.input_ids, self.masked_positions, self.labels, self.position_ids = np.split(
+            items, ends, axis=1
+        )
+        self.row_numbers = row_number.view(np.int64)[:, 0]
+        self._digest_keys = digest_keys(shape.record_items // 2)
+
+    def digest(self) -> NDArray[np.int64]:
+        """The sum of the rows' digests, in two halves."""
+        halves: NDArray[np.uint64] = mix64(self.items.view(np.uint64) @ self._digest_keys)  # (rows, 2)
+        total: NDArray[np.uint64] = halves.sum(axis=0)
+        return total.view(np.int64)
+
+
+class StepBuffer:
+    """One step laid out in `memory`, which must be writable and at least `shape.bytes` long."""
+
+    def __init__(self, shape: StepShape, memory: memoryview | bytearray) -> None:
+        header = np.frombuffer(memory, np.int64, shape.header_items)
+        lanes_end = 3 * shape.lanes
+        self.cursors = header[:lanes_end].reshape(shape.lanes, 3)
+        self.digest = header[lanes_end : lanes_end + 2]
+        self.step_and_bad_samples = header[lanes_end + 2 :]
+        items = np.frombuffer(memory, np.int32, shape.rows * shape.record_items, 8 * shape.header_items)
+        self.records = Records(shape, items.reshape(shape.rows, shape.record_items))
+
+    def rows(self, bad_sample_reports: tuple[str, ...]) -> StepRows:
+        """The step that was made here."""
+        step, bad_samples = self.step_and_bad_samples.tolist()
+        return StepRows(
+            step=step,
+            row_numbers=self.records.row_numbers,
+            input_ids=self.records.input_ids,
+            position_ids=self.records.position_ids,
+            masked_positions=self.records.masked_positions,
+            labels=self.records.labels,
+            cursors=self.cursors,
+            digest=self.digest,
+            bad_samples=bad_samples,
+            bad_sample_reports=bad_sample_reports,
+        )
+
+
+def digest_hex(digest: NDArray[np.int64]) -> str:
+    """A step's digest, summed over all ranks, as 32 hexadecimal digits."""
+    return "".join(f"{half % 2**64:016x}" for half in digest.tolist())

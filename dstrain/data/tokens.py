@@ -1,0 +1,144 @@
+"""Turns texts into token ids with the `tokenizers` library alone: a data process needs neither torch nor transformers.
+
+A tokenizer is a folder as Transformers saves it. `tokenizer.json` holds the algorithm, `tokenizer_config.json` (or
+`special_tokens_map.json`) says which token plays which part; bert ([CLS] … [SEP]), roberta (<s> … </s>) and
+modernbert all fit.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from dstrain.data.masking import Vocabulary
+from dstrain.errors import CorpusError
+
+ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+FIRST_AND_LAST = (("cls_token", "bos_token"), ("sep_token", "eos_token"))  # around every document, by preference
+BATCH_TEXTS = 1024
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with its special tokens known.
+
+    A document is [CLS] text [SEP]; one without any token of text is nothing at all.
+    """
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    digest: str
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self.vocabulary.size
+
+    @property
+    def special_token_ids(self) -> dict[str, int]:
+        """What a Transformers config calls the special ids."""
+        return {
+            "pad_token_id": self.pad_id,
+            "cls_token_id": self.cls_id,
+            "sep_token_id": self.sep_id,
+            "bos_token_id": self.cls_id,
+            "eos_token_id": self.sep_id,
+        }
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """The ids of one document, specials included."""
+        return self._document(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_many(self, texts: Iterable[str]) -> Iterator[NDArray[np.int32]]:
+        """The same for many texts, using all cores."""
+        remaining = iter(texts)
+        while batch := list(islice(remaining, BATCH_TEXTS)):
+            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                yield self._document(encoding.ids)
+
+    def decode(self, ids: NDArray[np.integer]) -> str:
+        """The text of ids, specials shown."""
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    def _document(self, ids: list[int]) -> NDArray[np.int32]:
+        return np.array([self.cls_id, *ids, self.sep_id] if ids else [], np.int32)
+
+
+def load_encoder(folder: str | Path) -> Encoder:
+    """Load a tokenizer's folder. Raises CorpusError naming what is missing."""
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CorpusError(
+            f"{folder}: no tokenizer.json there; give a folder made by `dstrain tokenizer train` or by "
+            "`save_pretrained`"
+        )
+    try:
+        content = path.read_text(encoding="utf-8")
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # the library raises nothing narrower
+        raise CorpusError(f"{path}: not a tokenizer ({error}); make it again with `dstrain tokenizer train`") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    roles = _roles(folder)
+    ids = {role: tokenizer.token_to_id(token) for role, token in roles.items()}
+
+    def need(*candidates: str) -> int:
+        for role in candidates:
+            number = ids.get(role)
+            if number is not None:
+                return number
+        raise CorpusError(
+            f"{folder}: no {' or '.join(candidates)} in {' or '.join(ROLE_FILES)} that its vocabulary knows; add "
+            "it there"
+        )
+
+    mask_id = need("mask_token")
+    added = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special_ids = tuple(sorted(added | {number for number in ids.values() if number is not None}))
+    return Encoder(
+        tokenizer=tokenizer,
+        vocabulary=Vocabulary(1 + max(tokenizer.get_vocab(with_added_tokens=True).values()), mask_id, special_ids),
+        cls_id=need(*FIRST_AND_LAST[0]),
+        sep_id=need(*FIRST_AND_LAST[1]),
+        mask_id=mask_id,
+        pad_id=need("pad_token"),
+        digest=_digest(content, ids),
+    )
+
+
+def _roles(folder: Path) -> dict[str, str]:
+    """Role (`mask_token`, …) → token, from the first of `ROLE_FILES` that names it."""
+    roles: dict[str, str] = {}
+    for name in reversed(ROLE_FILES):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise CorpusError(f"{path}: not JSON ({error})") from error
+        for role, token in content.items():
+            if role.endswith("_token") and isinstance(token, str):
+                roles[role] = token
+            elif role.endswith("_token") and isinstance(token, dict):
+                roles[role] = str(token["content"])
+    return roles
+
+
+def _digest(content: str, ids: dict[str, int | None]) -> str:
+    """Of what decides a text's ids: neither formatting, nor truncation and padding, which other programs switch."""
+    parts = {key: value for key, value in json.loads(content).items() if key not in ("truncation", "padding")}
+    canonical = json.dumps([parts, sorted(ids.items())], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

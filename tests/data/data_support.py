@@ -1,0 +1,129 @@
+"""Corpora for the tests: every token names its document, so that what was read can be told from the rows."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordPiece
+
+from dstrain.data.masking import NO_LABEL, Vocabulary
+from dstrain.data.producer import StreamSpec
+from dstrain.data.rows import StepRows
+from dstrain.data.stream import RowStream
+from dstrain.data.writer import write_token_shards
+
+SPECIAL_IDS = (0, 1, 2, 3, 4)
+MASK_ID = 4
+FIRST_ID = 5  # of an ordinary token
+WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "mat", "##s", "ü", "x", "y", "z", ".")
+
+
+def numbered_corpus(
+    folder: Path, lengths: Sequence[int], *, shard_bytes: int = 4096, block_documents: int = 7
+) -> Vocabulary:
+    """Token shards in which document i is `lengths[i]` times the id FIRST_ID + i."""
+    vocab_size = FIRST_ID + len(lengths)
+    documents = (np.full(length, FIRST_ID + number) for number, length in enumerate(lengths))
+    write_token_shards(
+        folder,
+        documents,
+        vocab_size=vocab_size,
+        tokenizer=None,
+        shard_bytes=shard_bytes,
+        block_documents=block_documents,
+    )
+    return Vocabulary(vocab_size, MASK_ID, SPECIAL_IDS)
+
+
+def stream_spec(corpus: Path, vocabulary: Vocabulary | None, **changes: object) -> StreamSpec:
+    """A small stream; `changes` are its other fields."""
+    fields: dict[str, object] = {
+        "corpus": str(corpus),
+        "sequence_length": 32,
+        "lanes": 8,
+        "global_batch_rows": 16,
+        "seed": 3,
+        "shuffle_window": 16,
+        "masking_rate": 0.25,
+        "masking_replace": (0.8, 0.1, 0.1),
+        "tokenizer": None,
+        "vocabulary": vocabulary,
+    }
+    return StreamSpec(**(fields | changes))  # type: ignore[arg-type]
+
+
+def original_ids(rows: StepRows) -> NDArray[np.int32]:
+    """What stood in the rows before masking, (R, L)."""
+    ids = rows.input_ids.copy()
+    row, place = np.nonzero(rows.labels != NO_LABEL)
+    ids[row, rows.masked_positions[row, place]] = rows.labels[row, place]
+    return ids
+
+
+@dataclass(frozen=True)
+class GlobalStep:
+    """One step of all ranks: rows by number as bytes, the digest summed over ranks, and all lanes' cursors."""
+
+    rows: dict[int, bytes]
+    digest: tuple[int, int]
+    cursors: NDArray[np.int64]
+
+
+def global_steps(
+    spec: StreamSpec,
+    world: int,
+    steps: int,
+    *,
+    first_step: int = 0,
+    cursors: NDArray[np.int64] | None = None,
+    prefetch_steps: int = 0,
+) -> Iterator[GlobalStep]:
+    """Run all ranks of a world side by side."""
+    streams = [
+        RowStream(spec, rank, world, first_step=first_step, cursors=cursors, prefetch_steps=prefetch_steps)
+        for rank in range(world)
+    ]
+    try:
+        for step in range(first_step, first_step + steps):
+            rows: dict[int, bytes] = {}
+            digest = np.zeros(2, np.int64)
+            after = np.empty((spec.lanes, 3), np.int64)
+            for rank, stream in enumerate(streams):
+                own = next(stream)
+                assert own.step == step
+                for index, number in enumerate(own.row_numbers.tolist()):
+                    rows[number] = b"|".join(
+                        array[index].tobytes()
+                        for array in (own.input_ids, own.position_ids, own.masked_positions, own.labels)
+                    )
+                digest += own.digest
+                after[rank::world] = own.cursors
+            yield GlobalStep(rows, (int(digest[0]), int(digest[1])), after)
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def write_small_tokenizer(folder: Path, cls: str = "[CLS]", sep: str = "[SEP]", mask: str = "[MASK]") -> Path:
+    """A word-level tokenizer of `WORDS`, as Transformers would save it: ids 0 … 4 are special."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = ["[PAD]", "[UNK]", cls, sep, mask, *WORDS]
+    tokenizer = Tokenizer(WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(tokens[:5])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": cls, "sep_token": sep, "mask_token": mask}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+    return folder
+
+
+def sentences(count: int) -> Iterable[str]:
+    """Texts of `WORDS`, each different."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield " ".join(rng.choice(["the", "a", "cat", "dog", "sat", "ran", "on", "mats"], int(rng.integers(1, 40))))

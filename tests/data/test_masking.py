@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dstrain.data.masking import NO_LABEL, Masker, Vocabulary, masked_per_row
+
+VOCABULARY = Vocabulary(size=1000, mask_id=4, special_ids=(0, 1, 2, 3, 4, 999))
+BERT = (0.8, 0.1, 0.1)
+
+Masked = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+
+
+def mask(
+    ids: NDArray[np.int32],
+    row_numbers: NDArray[np.int64],
+    rate: float = 0.15,
+    replace: tuple[float, float, float] = BERT,
+    seed: int = 0,
+    purpose: str = "train",
+) -> Masked:
+    """Inputs, positions and labels."""
+    masker = Masker(VOCABULARY, ids.shape[1], rate, replace, seed, purpose)
+    inputs = ids.copy()
+    positions, labels = masker.mask(inputs, row_numbers)
+    return inputs, positions, labels
+
+
+def ordinary_rows(rows: int, tokens: int) -> NDArray[np.int32]:
+    return np.random.default_rng(1).integers(5, 999, (rows, tokens), dtype=np.int32)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 70),
+    tokens=st.integers(1, 65),
+    rate=st.floats(0.01, 0.99),
+    special_share=st.floats(0, 1),
+    seed=st.integers(0, 2**40),
+)
+def test_every_rule_of_a_row(rows: int, tokens: int, rate: float, special_share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 999, (rows, tokens), dtype=np.int32)
+    ids[rng.random((rows, tokens)) < special_share] = 2
+    inputs, positions, labels = mask(ids, np.arange(rows) + seed, rate, seed=seed)
+    wanted = masked_per_row(rate, tokens)
+    assert positions.shape == labels.shape == (rows, wanted)
+    for row in range(rows):
+        candidates = int((ids[row] != 2).sum())
+        count = min(wanted, candidates)
+        assert (np.diff(positions[row, :count]) > 0).all()
+        assert (labels[row, :count] == ids[row, positions[row, :count]]).all()
+        assert (labels[row, :count] != 2).all()
+        assert (labels[row, count:] == NO_LABEL).all() and (positions[row, count:] == 0).all()
+        untouched = np.setdiff1d(np.arange(tokens), positions[row, :count])
+        assert (inputs[row, untouched] == ids[row, untouched]).all()
+        drawn = inputs[row, positions[row, :count]]
+        assert not np.isin(drawn, [0, 1, 2, 3, 999]).any()
+
+
+def test_a_mask_depends_on_seed_purpose_and_row_number_only() -> None:
+    ids = ordinary_rows(100, 64)
+    numbers = np.arange(100)
+    inputs, positions, labels = mask(ids, numbers)
+    shuffled = np.random.default_rng(0).permutation(100)
+    again = mask(ids[shuffled], numbers[shuffled])
+    for one, other in zip((inputs, positions, labels), again, strict=True):
+        assert (one[shuffled] == other).all()
+    assert (mask(ids, numbers, seed=1)[1] != positions).any()
+    assert (mask(ids, numbers, purpose="valid")[1] != positions).any()
+
+
+def test_every_epoch_has_new_masks() -> None:
+    """The same row under two numbers shares no more positions than chance allows: 154 of 512 squared is 46 ± 5.7."""
+    ids = np.repeat(ordinary_rows(1, 512), 200, axis=0)
+    _, positions, _ = mask(ids, np.arange(200) * 1_000_003, rate=0.3)
+    shared = [len(np.intersect1d(positions[row], positions[row + 1])) for row in range(199)]
+    assert abs(np.mean(shared) - 154 * 154 / 512) < 6 * 5.7 / np.sqrt(199)
+    assert max(shared) < 46 + 6 * 5.7
+
+
+def test_shares_of_mask_random_and_kept() -> None:
+    ids = ordinary_rows(4000, 128)
+    inputs, positions, labels = mask(ids, np.arange(4000), rate=0.15)
+    seen = np.take_along_axis(inputs, positions, axis=1)
+    total = labels.size
+    masked, kept = int((seen == 4).sum()), int((seen == labels).sum())
+    for count, share in ((masked, 0.8), (kept, 0.1 + 0.1 / 994), (total - masked - kept, 0.1 * 993 / 994)):
+        assert abs(count - share * total) < 5 * np.sqrt(total * share * (1 - share))
+
+
+@pytest.mark.parametrize(("replace", "share_changed"), [((1.0, 0.0, 0.0), 1.0), ((0.0, 0.0, 1.0), 0.0)])
+def test_extreme_shares_are_exact(replace: tuple[float, float, float], share_changed: float) -> None:
+    ids = ordinary_rows(50, 64)
+    inputs, positions, labels = mask(ids, np.arange(50), replace=replace)
+    seen = np.take_along_axis(inputs, positions, axis=1)
+    assert (seen != labels).mean() == share_changed
+
+
+def test_positions_are_uniform() -> None:
+    """Chi-square over 128 positions; drawn without replacement, so scaled by (L-1)/(L-K). p = 1e-6 at 213."""
+    _, positions, _ = mask(ordinary_rows(5000, 128), np.arange(5000), rate=0.15)
+    counts = np.bincount(positions.ravel(), minlength=128)
+    expected = positions.size / 128
+    assert ((counts - expected) ** 2 / expected).sum() * 127 / (128 - 19) < 213
+
+
+def test_random_tokens_are_uniform_over_the_ordinary_vocabulary() -> None:
+    """Chi-square over 994 ids; p = 1e-6 at 1216."""
+    inputs, positions, _ = mask(ordinary_rows(5000, 128), np.arange(5000), rate=0.3, replace=(0.0, 1.0, 0.0))
+    drawn = np.take_along_axis(inputs, positions, axis=1).ravel()
+    counts = np.bincount(drawn, minlength=1000)
+    assert counts[[0, 1, 2, 3, 4, 999]].sum() == 0
+    expected = drawn.size / 994
+    assert ((counts[5:999] - expected) ** 2 / expected).sum() < 1216
