@@ -1,0 +1,1 @@
+"""Models: Transformers encoders on packed rows, predicting masked positions only."""
