@@ -1,0 +1,1 @@
+"""Training: the runtime, the loop, optimizers, schedules and what is logged."""

@@ -1,0 +1,366 @@
+"""The training loop: next batch, forward, backward, step; and four plain calls: log, evaluate, save, stop."""
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dstrain.checkpoint.files import write_durably
+from dstrain.checkpoint.load import take
+from dstrain.checkpoint.manifest import checkpoints_of, folder_name
+from dstrain.data.counter_rng import stream_key
+from dstrain.data.rows import digest_hex
+from dstrain.errors import CheckpointError, CorpusError, RecipeError, UserError
+from dstrain.recipe.schema import Recipe
+from dstrain.tasks.task import Inputs, StepBatch, Task
+from dstrain.train.best import chosen, gave_up
+from dstrain.train.optim import learning_rate
+from dstrain.train.peak import peak_flops
+from dstrain.train.reporting import Reporter, peak_memory_mb
+from dstrain.train.runtime import Runtime
+from dstrain.train.saving import Saving
+from dstrain.train.state import TrainState, restore_state, resume_state
+
+Outcome = Literal["done", "stopped"]
+MAX_ROLLBACKS = 5  # of a whole run; then something is wrong that rows do not explain
+MAX_SKIPS_IN_A_ROW = 5
+TEST_SCORES = "test.json"  # in the run's folder
+
+
+class NonFiniteError(UserError):
+    """The loss or its gradient is NaN or infinite, and `on_nan` gives up. Nothing was applied; exit code 2."""
+
+
+class StopRequest:
+    """SIGTERM, SIGINT or SIGUSR1 raise a flag; ranks agree on it at the next step boundary, and only then act."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._raise)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+
+
+@dataclass
+class Interval:
+    """What happened since the last logged step."""
+
+    started: float
+    steps: int = 0
+    seconds_waited: float = 0.0  # for data
+
+
+class Loop:
+    """One rank's training of a task, from where the run stands to its end."""
+
+    def __init__(self, runtime: Runtime, task: Task, run_dir: Path, report: Reporter, stop: StopRequest) -> None:
+        self.runtime, self.task, self.run_dir, self.report, self.stop = runtime, task, run_dir, report, stop
+        self.recipe: Recipe = runtime.recipe
+        self.saving = Saving(runtime, task, run_dir, report)
+        self.saved_step: int | None = None  # or about to be
+        self.scores: dict[str, float] = {}  # of the newest evaluation, which was at
+        self.scores_step: int | None = None
+        self.skips_in_a_row = 0
+        self.skip_rows = [row_range(text) for text in self.recipe.data.skip_rows]
+        dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
+        self.peak_flops = runtime.world_size * peak_flops(runtime.device, dtype)
+
+    def run(self) -> Outcome:
+        """Train to the end, or to the step boundary after a stop request; both end with a checkpoint."""
+        try:
+            return self._run()
+        except UserError:  # the run ends on purpose: what is being saved is still wanted
+            with contextlib.suppress(CheckpointError):
+                self.saving.finish()
+            raise
+
+    def _run(self) -> Outcome:
+        for note in self.task.notes:
+            self.report.say(note)
+        state = self._resume()
+        total_steps = self.task.totals.steps
+        outcome: Outcome = "done"
+        self.interval = Interval(time.perf_counter())
+        with self.task.steps(state.data_step, self._all_cursors) as batches:
+            while state.step < total_steps and not gave_up(self.recipe.early_stopping, state.best):
+                batch, targets, bad_samples, stop = self._next(batches, state.step)
+                if stop:
+                    outcome = "stopped"
+                    break
+                if self._is_skipped(batch):
+                    state = self._skip(state, batch, bad_samples)
+                    continue
+                before, state = state, self._step(state.after(batch, bad_samples), batch, targets)
+                if state.step <= before.step:
+                    continue  # rolled back: evaluated and saved it is already
+                done = state.step == total_steps
+                if self._due(state.step, self.recipe.evaluate.every_steps) or (done and self.task.has_valid):
+                    state = replace(state, best=chosen(self.recipe.early_stopping, state, self._evaluate(state)))
+                is_best = state.best is not None and state.best["step"] == state.step
+                if is_best or done or self._due(state.step, self.recipe.checkpoint.every_steps):
+                    self._save(state)
+        if state.step and self.saved_step != state.step:
+            self._save(state)
+        self.saving.finish()
+        if outcome == "done":
+            self._finish(state)
+            self.report.predictions(self.task.predictions)
+        self.report.phase(outcome, step=state.step)
+        return outcome
+
+    def _resume(self) -> TrainState:
+        self.report.phase("load", step=0)
+        state, source = resume_state(self.runtime, self.task, self.run_dir)
+        self._all_cursors = None if source is None else source.cursors
+        if source is not None:
+            for line in source.skipped:
+                self.report.say(line)
+            self.report.say(f"resumed from {source.folder} at step {state.step}")
+            self.saved_step = state.step
+            self.report.phase("load", step=state.step, last_checkpoint_step=state.step)
+        return state
+
+    def _next(self, batches: Iterator[StepBatch], step: int) -> tuple[StepBatch, int, int, bool]:
+        """The next batch, and in one small all-reduce all that ranks must agree on before they use it."""
+        self.report.phase("data")
+        batch = next(batches)
+        self.report.phase("agree")  # from here on it may be another rank that is waited for
+        flags = int(self.stop.raised), int(self.saving.look(step))
+        agreed = self.runtime.all_reduce_sum([batch.targets, batch.bad_samples, *flags, *batch.digest])
+        if agreed[3]:
+            self.saving.finish()  # raises
+        self.digest = digest_hex(agreed[4:])
+        self.interval.seconds_waited += batch.seconds_waited
+        for line in batch.bad_sample_reports:
+            print(line, flush=True)
+        return batch, int(agreed[0]), int(agreed[1]), bool(agreed[2])
+
+    def _rows(self, batch: StepBatch) -> tuple[int, int]:
+        """First and last row of the global batch."""
+        rows = self.recipe.train.global_batch_rows
+        return batch.data_step * rows, (batch.data_step + 1) * rows - 1
+
+    def _is_skipped(self, batch: StepBatch) -> bool:
+        first, last = self._rows(batch)
+        return any(first <= skipped_last and skipped_first <= last for skipped_first, skipped_last in self.skip_rows)
+
+    def _skip(self, state: TrainState, batch: StepBatch, bad_samples: int) -> TrainState:
+        """Pass over a batch that holds rows of `data.skip_rows`; the step is made of the next one."""
+        after = state.after(batch, bad_samples)
+        self.report.ledger(after.step, self._rows(batch), self.digest, skipped=True)
+        self.report.say("data.skip_rows: passed over the rows {} to {}".format(*self._rows(batch)))
+        return replace(after, step=state.step)
+
+    def _step(self, state: TrainState, batch: StepBatch, targets: int) -> TrainState:
+        """Train on a batch. Returns `state`, or where the run goes on after a rollback."""
+        if state.bad_samples > self.task.max_bad_samples:
+            raise CorpusError(
+                f"{state.bad_samples} samples could not be read, more than data.max_bad_samples="
+                f"{self.task.max_bad_samples}; the log names the first ones. Repair the shards or raise the limit"
+            )
+        losses, right = self._forward_backward(batch, targets)
+        self.saving.let_step()
+        self.report.phase("step")
+        rate = learning_rate(self.recipe, state.step - 1, self.task.totals.steps)
+        applied = self.runtime.apply_step(rate)
+        self.report.ledger(state.step, self._rows(batch), self.digest)
+        self.report.progress(state.step)
+        self.interval.steps += 1
+        if not applied:
+            return self._not_finite(state, batch, losses)
+        self.skips_in_a_row = 0
+        if self._due(state.step, self.recipe.log.every_steps) or state.step in (1, self.task.totals.steps):
+            self._log(state, losses, right, batch.targets, targets, rate)
+        return state
+
+    def _forward_backward(self, batch: StepBatch, targets: int) -> tuple[list[Tensor], Tensor]:
+        losses, right = [], torch.zeros((), device=self.runtime.device)
+        for inputs in seeded_micro_batches(batch, self.recipe.train.seed):
+            self.report.phase("forward")
+            loss, hits = self.runtime.engine(**inputs)
+            self.report.phase("backward")
+            self.runtime.backward(loss, targets)
+            losses.append(loss.detach())
+            right += hits
+        return losses, right
+
+    def _log(
+        self, state: TrainState, losses: list[Tensor], right: Tensor, own_targets: int, targets: int, rate: float
+    ) -> None:
+        rank, world_size = self.runtime.rank, self.runtime.world_size
+        sums = np.zeros((3, world_size))  # losses, targets and right predictions of each rank
+        sums[:, rank] = float(torch.stack(losses).double().sum()), own_targets, float(right)
+        loss_sums, rank_targets, hits = self.runtime.all_reduce_sum_float(sums)
+        totals, interval = self.task.totals, self.interval
+        seconds = (time.perf_counter() - interval.started) / max(interval.steps, 1)
+        self.report.metrics(
+            {
+                "step": state.step,
+                "loss": float(loss_sums.sum()) / targets,
+                "rank_losses": (loss_sums / np.maximum(rank_targets, 1)).tolist(),
+                **({"accuracy": float(hits.sum()) / targets} if self.task.counts_right else {}),
+                "learning_rate": rate,
+                "grad_norm": self.runtime.grad_norm(),
+                "tokens": state.step * totals.tokens_per_step,
+                "tokens_per_second": totals.tokens_per_step / seconds,
+                "data_wait_share": interval.seconds_waited / (seconds * max(interval.steps, 1)),
+                "mfu": totals.flops_per_step / seconds / self.peak_flops,
+                "memory_mb": peak_memory_mb(self.runtime.device),
+                "bad_samples": state.bad_samples,
+                "seconds_left": (totals.steps - state.step) * seconds,
+            }
+        )
+        self.interval = Interval(time.perf_counter())
+
+    def _evaluate(self, state: TrainState) -> dict[str, Any]:
+        started = time.perf_counter()
+        self.report.phase("evaluate")
+        engine = self.runtime.engine
+        engine.eval()
+        with torch.no_grad():
+            metrics: dict[str, Any] = self.task.evaluate(self.runtime, engine)
+        engine.train()
+        named = {f"valid_{name}": value for name, value in metrics.items()}
+        self.report.metrics({"step": state.step, **named})
+        self.scores = {name: value for name, value in named.items() if isinstance(value, int | float)}
+        self.scores_step = state.step
+        wanted = self.recipe.checkpoint.keep_best.metric
+        if wanted is not None and wanted not in self.scores:
+            raise RecipeError(
+                f"checkpoint.keep_best.metric={wanted} is not measured; this task's evaluations have "
+                f"{', '.join(self.scores)}; write one of them"
+            )
+        self.interval.started += time.perf_counter() - started
+        return metrics
+
+    def _finish(self, state: TrainState) -> None:
+        """Go back to the checkpoint that evaluated best, and score the test split, which nothing was chosen by."""
+        last_step = state.step
+        if gave_up(self.recipe.early_stopping, state.best):
+            self.report.say(f"early_stopping: nothing better since step {state.best['step'] if state.best else 0}")
+        if state.best is not None and state.best["step"] != state.step:
+            best = take(self.runtime, checkpoints_of(self.run_dir) / folder_name(state.best["step"]))
+            state = restore_state(self.runtime, self.task, best)
+            self.report.say(f"the weights are those of {best.folder}, which evaluated best")
+            self.runtime.engine.eval()
+            with torch.no_grad():
+                self.task.evaluate(self.runtime, self.runtime.engine)  # so that its predictions are those of these
+        if self.runtime.from_rank_0(tested_step(self.run_dir)) != last_step:
+            self._test(last_step, state.step)
+
+    def _test(self, last_step: int, step: int) -> None:
+        """Score the test split with the weights of `step`, and write it down as the end of a run of `last_step`."""
+        self.report.phase("evaluate")
+        self.runtime.engine.eval()
+        with torch.no_grad():
+            metrics = self.task.evaluate_test(self.runtime, self.runtime.engine)
+        if metrics and self.runtime.rank == 0:
+            write_durably(
+                self.run_dir / TEST_SCORES, json.dumps({"last_step": last_step, "step": step} | metrics) + "\n"
+            )
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))
+        if shown:
+            self.report.say(f"data.test, weights of step {step}: {shown}")
+
+    def _save(self, state: TrainState) -> None:
+        started = time.perf_counter()
+        self.saving.begin(state, self.scores if self.scores_step == state.step else {})
+        self.saved_step = state.step
+        self.interval.started += time.perf_counter() - started
+
+    def _not_finite(self, state: TrainState, batch: StepBatch, losses: list[Tensor]) -> TrainState:
+        """The gradient was not finite and was not applied; do what `on_nan` says."""
+        where, rank = self._blame(state.step, batch, losses)
+        self.report.say(where)
+
+        def giving_up(words: str) -> NonFiniteError:
+            error = NonFiniteError(words)
+            error.blames_rank = rank
+            return error
+
+        policy = self.recipe.on_nan
+        if policy == "stop":
+            raise giving_up(
+                f"{where}. The weights are those of step {state.step - 1}; lower optimizer.learning_rate, look at "
+                f"those rows, or set on_nan: skip or rollback"
+            )
+        if policy == "skip":
+            self.skips_in_a_row += 1
+            if self.skips_in_a_row > MAX_SKIPS_IN_A_ROW:
+                raise giving_up(f"{where}: {self.skips_in_a_row} steps in a row. Resume from an older checkpoint")
+            self.report.metrics({"step": state.step, "skipped": True})
+            return state
+        if state.rollbacks >= MAX_ROLLBACKS:
+            raise giving_up(f"{where}, after {state.rollbacks} rollbacks. Lower optimizer.learning_rate")
+        self.saving.finish()  # or ranks might see another newest checkpoint
+        older, source = resume_state(self.runtime, self.task, self.run_dir)
+        if source is None:
+            raise giving_up(f"{where}, and there is no checkpoint to roll back to. Lower optimizer.learning_rate")
+        self.report.metrics({"step": state.step, "rolled_back_to": older.step})
+        self.report.say(f"rolled back to step {older.step}; the data goes on after row batch {batch.data_step}")
+        self.saved_step = older.step
+        # Weights and schedule go back, the data does not: the rows up to here are dropped.
+        return replace(state, step=older.step, rollbacks=state.rollbacks + 1, best=older.best)
+
+    def _blame(self, step: int, batch: StepBatch, losses: list[Tensor]) -> tuple[str, int | None]:
+        """One line naming step, rank, rows and lanes of the first loss that is not finite; and the rank. Collective."""
+        rows = self.runtime.batch.micro_batch_rows
+        bad = [
+            batch.row_numbers[index * rows : (index + 1) * rows].tolist()
+            for index, loss in enumerate(losses)
+            if not math.isfinite(float(loss))
+        ]
+        for rank, found in enumerate(self.runtime.gather_json(bad[:1])):
+            if found:
+                lanes = sorted({row % self.task.lanes for row in found[0]})
+                where = f"rank {rank} is not finite (rows {_span(found[0])}, lanes {_span(lanes)})"
+                return f"step {step}: the loss on {where}", rank
+        ranks = f"all {self.runtime.world_size} ranks"
+        return f"step {step}: the gradient is not finite, though the loss on {ranks} is", None
+
+    @staticmethod
+    def _due(step: int, every: int | None) -> bool:
+        return every is not None and step % every == 0
+
+
+def tested_step(run_dir: Path) -> int | None:
+    """The last step of the run whose end was tested; None where none was."""
+    try:
+        step: int = json.loads((run_dir / TEST_SCORES).read_bytes())["last_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step
+
+
+def row_range(text: str) -> tuple[int, int]:
+    """`1024-2047` as (first row, last row)."""
+    first, last = text.split("-")
+    return int(first), int(last)
+
+
+def seeded_micro_batches(batch: StepBatch, seed: int) -> Iterator[Inputs]:
+    """The micro-batches in turn, each after the seeding that its dropout begins with.
+
+    Dropout is a function of the rows, not of a generator's history: there is no state to save or to skew.
+    """
+    rows_done = 0
+    for inputs in batch.micro_batches:
+        torch.manual_seed(int(stream_key(seed, "dropout", int(batch.row_numbers[rows_done]))) >> 1)
+        rows_done += len(next(iter(inputs.values())))
+        yield inputs
+
+
+def _span(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) if len(numbers) <= 8 else f"{numbers[0]} … {numbers[-1]}"

@@ -1,0 +1,128 @@
+"""AdamW with decay groups, and learning-rate schedules that are pure functions of the step."""
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from dstrain.errors import RecipeError
+from dstrain.recipe.schema import Optimizer, Recipe, Schedule
+
+_LAYER = re.compile(r"\.layers?\.(\d+)\.")
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Matrices decay; vectors and scalars (biases, norms) do not. Frozen parameters are in no group.
+
+    `rate_share` of a group multiplies the learning rate: 1 for the head, `layer_decay` for the last layer, its square
+    for the one before, and so on to the embeddings.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    depths = depth_of_parameters(list(dict(module.named_parameters())))
+    top = max(depths.values(), default=0)
+    shares = {name: layer_decay ** (top - depths[name]) for name in trained}
+    groups = []
+    for share in sorted(set(shares.values()), reverse=True):
+        alike = [p for name, p in trained.items() if shares[name] == share]
+        groups += [
+            {"params": [p for p in alike if p.ndim > 1], "weight_decay": weight_decay, "rate_share": share},
+            {"params": [p for p in alike if p.ndim <= 1], "weight_decay": 0.0, "rate_share": share},
+        ]
+    return [group for group in groups if group["params"]]
+
+
+def depth_of_parameters(names: list[str]) -> dict[str, int]:
+    """Depth by name: 0 for embeddings, 1 and on for layers, one more than the last layer for what comes after them."""
+    numbers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
+    top = max(numbers.values(), default=-1) + 2
+    return {name: numbers[name] + 1 if name in numbers else 0 if ".embeddings." in name else top for name in names}
+
+
+def freeze(module: nn.Module, layers: int) -> None:
+    """Keep the embeddings and the first `layers` layers as they are. Raises RecipeError where there are fewer."""
+    if layers == 0:
+        return
+    depths = depth_of_parameters(list(dict(module.named_parameters())))
+    there = max(depths.values()) - 1
+    if layers > there:
+        raise RecipeError(f"model.frozen_layers={layers}, and the model has {there} layers; use at most {there}")
+    for name, parameter in module.named_parameters():
+        if depths[name] <= layers:
+            parameter.requires_grad_(False)
+
+
+def build_optimizer(module: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float | None) -> torch.optim.AdamW:
+    """AdamW over the decay groups of `module`.
+
+    Args:
+        clip_grad_norm: set only where DeepSpeed does not clip (no ZeRO, fp32): then the optimizer clips by itself.
+    """
+    kind = torch.optim.AdamW if clip_grad_norm is None else ClippingAdamW
+    built = kind(
+        parameter_groups(module, optimizer.weight_decay, optimizer.layer_decay),
+        lr=0.0,  # set before every step; DeepSpeed may take one by itself to make the states, and must change nothing
+        betas=optimizer.betas,
+        eps=optimizer.eps,
+        fused=True,
+    )
+    if isinstance(built, ClippingAdamW):
+        assert clip_grad_norm is not None
+        built.clip_grad_norm = clip_grad_norm
+    return built
+
+
+class ClippingAdamW(torch.optim.AdamW):
+    """Measures the gradient norm, clips to it, and refuses to step on gradients that are not finite.
+
+    DeepSpeed's ZeRO optimizers do the three by themselves and report them through the same two attributes; without
+    ZeRO in fp32 it steps the plain optimizer, which would turn one NaN into a model of NaNs.
+    """
+
+    clip_grad_norm: float = math.inf
+    _global_grad_norm: float = 0.0
+    overflow: bool = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Clip and step, or set `overflow` and change nothing."""
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if not self.overflow:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+            super().step(closure)
+
+
+def warmup_steps(schedule: Schedule, total_steps: int) -> int:
+    """Number of steps over which the learning rate rises from 0."""
+    if schedule.warmup_steps is not None:
+        return schedule.warmup_steps
+    return round((schedule.warmup_fraction or 0.0) * total_steps)
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Learning rate used by global step `step` (0-based) of a run of `total_steps`.
+
+    Warmup is linear and reaches the peak at its last step. After it: `linear` and `cosine` (Loshchilov & Hutter 2017)
+    fall to `final_ratio` × peak at the end; `constant` stays; `warmup_stable_decay` (Hu et al. 2024) stays, then falls
+    linearly over the last `decay_fraction` of the run.
+    """
+    schedule, peak = recipe.schedule, recipe.optimizer.learning_rate
+    warmup = warmup_steps(schedule, total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.name == "warmup_stable_decay":
+        decay_start = max(warmup, total_steps - round(schedule.decay_fraction * total_steps))
+    else:
+        decay_start = warmup
+    passed = min(1.0, max(0.0, (step - decay_start) / max(1, total_steps - decay_start)))
+    if schedule.name == "constant":
+        share = 1.0
+    elif schedule.name == "cosine":
+        share = 0.5 * (1 + math.cos(math.pi * passed))
+    else:
+        share = 1.0 - passed
+    return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * share)

@@ -1,0 +1,319 @@
+"""`dstrain report RUN …`: what runs were, how they went, what they reached; several side by side.
+
+Reads recipe.yaml, metrics.jsonl, the checkpoints' names and the attempts' verdicts; imports no torch.
+"""
+
+import json
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dstrain.checkpoint.manifest import MANIFEST, committed, step_of
+from dstrain.errors import EXIT_DONE, UserError
+from dstrain.launch.verdict import RankFailure
+from dstrain.model.shape import model_shape
+from dstrain.recipe.load import load_recipe
+from dstrain.recipe.schema import Recipe
+
+LARGEST_CONFUSION_MATRIX = 16  # labels; a wider one cannot be read on a screen
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class LoggedMetrics:
+    """A run's metrics.jsonl without what a resume or a rollback undid, in step order."""
+
+    training: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What there is to say about a run. Values that the run has not come to are None."""
+
+    run: str
+    name: str
+    task: str
+    model: str
+    weights: str
+    data: str
+    batch: str
+    optimizer: str
+    numerics: str
+    ranks: int | None
+    attempts: int
+    failures: list[str]
+    step: int
+    total_steps: int | None
+    tokens: int | None
+    loss_first: float | None
+    loss_last: float | None
+    loss_best: float | None
+    tokens_per_second: float | None
+    data_wait_share: float | None
+    goodput: float | None  # share of computing in all time since the run began
+    newest_checkpoint_step: int | None
+    evaluation: dict[str, float]  # of the last evaluation, names without `valid_`
+    evaluation_step: int | None
+    classification: dict[str, Any] | None  # the report of that evaluation, whatever the task says in it
+    test: dict[str, float]  # scores of data.test at the end of the run
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_metrics(path: Path) -> LoggedMetrics:
+    """Read metrics.jsonl. A step that comes again after a resume undoes what stood there from that step on.
+
+    A last line that a killed run left unfinished is passed over.
+
+    Raises:
+        UserError: another line is damaged, naming it.
+    """
+    kept: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            step = int(entry["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}:{number}: damaged line; delete it") from error
+        if "saved_step" in entry:  # written when a save is over, at whichever step that is
+            continue
+        if kept and (step < kept[-1]["step"] or (step, entry.keys()) in ((e["step"], e.keys()) for e in kept[-2:])):
+            kept = [earlier for earlier in kept if earlier["step"] < step]
+        kept.append(entry)
+        if "rolled_back_to" in entry:
+            kept = [earlier for earlier in kept if earlier["step"] <= entry["rolled_back_to"]]
+    return LoggedMetrics(
+        training=[entry for entry in kept if "loss" in entry],
+        evaluations=[entry for entry in kept if any(name.startswith("valid_") for name in entry)],
+    )
+
+
+def summarize_run(run_dir: Path) -> RunSummary:
+    """Sum up the run in a folder. Raises UserError where there is none."""
+    recipe_file = run_dir / "recipe.yaml"
+    if not recipe_file.is_file():
+        raise UserError(f"{run_dir} is no run's folder: it has no recipe.yaml; give what `dstrain run` wrote into")
+    recipe = load_recipe(recipe_file, check_files=False).recipe
+    metrics_file = run_dir / "metrics.jsonl"
+    metrics = read_metrics(metrics_file) if metrics_file.is_file() else LoggedMetrics([], [])
+    status = _newest_status(run_dir)
+    losses = [entry["loss"] for entry in metrics.training]
+    last = metrics.training[-1] if metrics.training else {}
+    evaluation = metrics.evaluations[-1] if metrics.evaluations else {}
+    scores = {name.removeprefix("valid_"): value for name, value in evaluation.items() if name.startswith("valid_")}
+    throughput = [entry["tokens_per_second"] for entry in metrics.training[1:] or metrics.training]
+    waits = [entry["data_wait_share"] for entry in metrics.training]
+    failures = [text for path in sorted((run_dir / "attempts").glob("*/verdict.json")) if (text := _failure(path))]
+    return RunSummary(
+        run=str(run_dir),
+        name=recipe.name,
+        **_settings(recipe),
+        ranks=status.get("world_size"),
+        attempts=len(list((run_dir / "attempts").glob("[0-9]*"))),
+        failures=failures,
+        step=last.get("step", 0),
+        total_steps=status.get("total_steps") or recipe.train.steps,
+        tokens=last.get("tokens"),
+        loss_first=losses[0] if losses else None,
+        loss_last=losses[-1] if losses else None,
+        loss_best=min(losses, default=None),
+        tokens_per_second=median(throughput) if throughput else None,
+        data_wait_share=sum(waits) / len(waits) if waits else None,
+        goodput=last.get("goodput"),
+        newest_checkpoint_step=_newest_checkpoint_step(run_dir),
+        evaluation={name: value for name, value in scores.items() if isinstance(value, int | float)},
+        evaluation_step=evaluation.get("step"),
+        classification=scores.get("report"),
+        test=_test_scores(run_dir),
+    )
+
+
+def _test_scores(run_dir: Path) -> dict[str, float]:
+    try:
+        scores = json.loads((run_dir / "test.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+def _settings(recipe: Recipe) -> dict[str, str]:
+    model, train, optimizer = recipe.model, recipe.train, recipe.optimizer
+    try:
+        shape = model_shape(model)
+        size = f", {shape.layers} layers × {shape.hidden_size}, {shape.heads} heads"
+    except UserError:
+        size = ""  # the pretrained folder has gone since
+    offload = "".join(
+        f", {part} on the CPU"
+        for part, place in (("optimizer", train.zero.offload_optimizer), ("parameters", train.zero.offload_params))
+        if place == "cpu"
+    )
+    return {
+        "task": recipe.task,
+        "model": f"{model.architecture}{size}",
+        "weights": f"pretrained: {_shown(model.pretrained)}" if model.pretrained else f"random, seed {train.seed}",
+        "data": _shown(recipe.data.train),
+        "batch": f"{train.global_batch_rows} rows × {recipe.data.sequence_length} tokens",
+        "optimizer": f"{optimizer.name}, {optimizer.learning_rate:g} {recipe.schedule.name}",
+        "numerics": f"{train.precision}, ZeRO-{train.zero.stage}{offload}"
+        + (", activation checkpointing" if model.activation_checkpointing else ""),
+    }
+
+
+def _shown(path: str) -> str:
+    """An absolute path as the user would write it from here."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _newest_status(run_dir: Path) -> dict[str, Any]:
+    files = sorted((run_dir / "status").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    content = _json(files[-1]) if files else None
+    return content or {}
+
+
+def _newest_checkpoint_step(run_dir: Path) -> int | None:
+    return max((step_of(folder) or 0 for folder in committed(run_dir) if (folder / MANIFEST).exists()), default=None)
+
+
+def _failure(verdict_file: Path) -> str | None:
+    """`attempt 1: rank 1 on node7 killed by SIGKILL`, from an attempt's verdict."""
+    verdict = _json(verdict_file)
+    if verdict is None:
+        return None
+    first = RankFailure(**verdict["first"])
+    return f"attempt {verdict['attempt']}: {first.who} {first.how}"
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# ---------------------------------------------------------------- text
+
+
+def setting_rows(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
+    """What each run was and what it reached: a name and one cell for each run."""
+    scores = list(dict.fromkeys(name for run in runs for name in run.evaluation))
+    tested = list(dict.fromkeys(name for run in runs for name in run.test))
+    return [
+        ("run", [run.run for run in runs]),
+        ("task", [run.task for run in runs]),
+        ("model", [run.model for run in runs]),
+        ("weights", [run.weights for run in runs]),
+        ("data", [run.data for run in runs]),
+        ("global batch", [run.batch for run in runs]),
+        ("optimizer", [run.optimizer for run in runs]),
+        ("numerics", [run.numerics for run in runs]),
+        ("ranks", [_number(run.ranks) for run in runs]),
+        ("attempts", [f"{run.attempts} ({len(run.failures)} failed)" for run in runs]),
+        ("steps", [f"{run.step:,} of {_number(run.total_steps)}" for run in runs]),
+        ("tokens", [_number(run.tokens) for run in runs]),
+        ("tokens/s (median)", [_number(run.tokens_per_second) for run in runs]),
+        ("waited for data", [_share(run.data_wait_share) for run in runs]),
+        ("goodput", [_share(run.goodput) for run in runs]),
+        ("newest checkpoint", [_number(run.newest_checkpoint_step) for run in runs]),
+        ("training loss", [f"{_loss(run.loss_first)} → {_loss(run.loss_last)}" for run in runs]),
+        ("best training loss", [_loss(run.loss_best) for run in runs]),
+        ("held out, at step", [_number(run.evaluation_step) for run in runs]),
+        *((f"held-out {name}", [_loss(run.evaluation.get(name)) for run in runs]) for name in scores),
+        *((f"test {name}", [_loss(run.test.get(name)) for run in runs]) for name in tested),
+    ]
+
+
+def report_text(runs: Sequence[RunSummary]) -> str:
+    """A table with one column for each run; below it what was measured by label, where the runs are classifiers."""
+    parts = [_table(setting_rows(runs))]
+    parts += [f"{run.run}: {failure}" for run in runs for failure in run.failures]
+    classifiers = [run for run in runs if run.classification and {"labels", "entities"} & run.classification.keys()]
+    if len(classifiers) == 1:
+        parts.append("\n" + _classification_text(classifiers[0].classification or {}))
+    elif classifiers:
+        parts.append("\n" + _f1_side_by_side(classifiers))
+    return "\n".join(parts)
+
+
+def _classification_text(report: dict[str, Any]) -> str:
+    """Precision, recall, F1 and rows by label, and which label was taken for which."""
+    names = ("precision", "recall", "f1")
+    rows = [("label", [*names, "rows"])]
+    by_label = report["labels"] if "labels" in report else report["entities"]
+    for label, scores in by_label.items():
+        count = scores["rows"] if "rows" in scores else scores["entities"]
+        rows.append((label, [*(f"{scores[name]:.3f}" for name in names), f"{count:,}"]))
+    if "labels" in report:
+        averages = [sum(scores[name] for scores in by_label.values()) / len(by_label) for name in names]
+        rows.append(("mean of labels", [*(f"{average:.3f}" for average in averages), f"{report['rows']:,}"]))
+    text = _table(rows, right=True)
+    if report["texts_also_in_train"]:
+        text += f"\n{report['texts_also_in_train']:,} of the texts are in the training file too: the scores flatter"
+    labels = list(by_label)
+    if "confusion" in report and len(labels) <= LARGEST_CONFUSION_MATRIX:
+        matrix = [("true ↓  predicted →", labels)]
+        matrix += [
+            (label, [f"{n:,}" for n in counts]) for label, counts in zip(labels, report["confusion"], strict=True)
+        ]
+        text += "\n\n" + _table(matrix, right=True)
+    return text
+
+
+def _f1_side_by_side(runs: Sequence[RunSummary]) -> str:
+    by_run = [(run.classification or {}).get("labels") or (run.classification or {})["entities"] for run in runs]
+    labels = list(dict.fromkeys(label for scores in by_run for label in scores))
+    rows = [("F1 by label", [run.name for run in runs])]
+    for label in labels:
+        found = [scores.get(label) for scores in by_run]
+        rows.append((label, [NOTHING if scores is None else f"{scores['f1']:.3f}" for scores in found]))
+    for name, key in (("macro F1", "macro_f1"), ("accuracy", "accuracy"), ("F1 of entities", "f1")):
+        given = [(run.classification or {}).get(key) for run in runs]
+        if any(score is not None for score in given):
+            rows.append((name, [NOTHING if score is None else f"{score:.3f}" for score in given]))
+    return _table(rows, right=True)
+
+
+def _table(rows: Iterable[tuple[str, Sequence[str]]], *, right: bool = False) -> str:
+    """Aligned columns, the first one to the left."""
+    listed = [(heading, *cells) for heading, cells in rows]
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    lines = []
+    for heading, *cells in listed:
+        aligned = [cell.rjust(w) if right else cell.ljust(w) for cell, w in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([heading.ljust(widths[0]), *aligned]).rstrip())
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def _loss(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def report_command(args: Namespace) -> int:
+    """`dstrain report RUN [RUN …] [--json] [--html FILE] [--md FILE]`."""
+    if args.html or args.md:
+        from dstrain.report.page import write_report
+
+        write_report([Path(run) for run in args.runs], *(Path(file) if file else None for file in (args.html, args.md)))
+    runs = [summarize_run(Path(run)) for run in args.runs]
+    if args.json:
+        print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2, ensure_ascii=False))
+    else:
+        print(report_text(runs))
+    return EXIT_DONE

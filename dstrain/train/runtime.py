@@ -1,0 +1,228 @@
+"""The one module that knows Accelerate, DeepSpeed and the environment of a rank."""
+
+import ctypes
+import json
+import os
+import socket
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dstrain.plan import BatchPlan, batch_plan, deepspeed_config
+from dstrain.plan.engine import clips_itself
+from dstrain.recipe.schema import Recipe
+
+PROCESS_GROUP_TIMEOUT = timedelta(minutes=30)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+@dataclass
+class Runtime:
+    """This rank, its device, and the small collectives that the loop needs. Made by `Runtime.start`."""
+
+    recipe: Recipe
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    batch: BatchPlan
+    control: dist.ProcessGroup | None  # gloo: counts and flags never wait for the accelerator
+    saving: dist.ProcessGroup | None  # gloo: votes of a save, from its thread; one group's collectives have one order
+    accelerator: Any
+    engine: Any = None
+
+    @classmethod
+    def start(cls, recipe: Recipe) -> "Runtime":
+        """Join the process group that the launcher described (RANK, WORLD_SIZE, MASTER_ADDR, …; alone without them).
+
+        Raises:
+            RecipeError: the recipe cannot run on this many ranks.
+            RuntimeError: Accelerate or DeepSpeed set up something else than the recipe asks for.
+        """
+        quiet_libraries()
+        for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+            os.environ.setdefault(name, alone)
+        if "MASTER_PORT" not in os.environ:
+            os.environ["MASTER_PORT"] = str(_free_port())
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ["LOCAL_RANK"])
+        batch = batch_plan(recipe, world_size)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if backend == "gloo":
+            keep_freed_memory()
+
+        _spare_deepspeed()
+        from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(recipe, world_size))
+        # Not `cpu=True`: that makes Accelerate ignore the DeepSpeed plugin without a word.
+        accelerator = Accelerator(
+            gradient_accumulation_steps=batch.accumulation,
+            deepspeed_plugin=plugin,
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=PROCESS_GROUP_TIMEOUT)],
+        )
+        # Transformers would build models piecewise under stage 3, with other initial weights than under the rest.
+        unset_hf_deepspeed_config()
+        control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo")
+        saving = dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
+        assert control is not None
+        runtime = cls(recipe, rank, local_rank, world_size, accelerator.device, batch, control, saving, accelerator)
+        runtime._require("the distributed type", accelerator.distributed_type.value, "DEEPSPEED")
+        runtime._require("the number of ranks", accelerator.num_processes, world_size)
+        runtime._require("the rank", accelerator.process_index, rank)
+        runtime._require("the backend", dist.get_backend(), backend)
+        return runtime
+
+    @classmethod
+    def offline(cls, recipe: Recipe) -> "Runtime":
+        """One rank without a process group, for commands that build a task and train nothing: no call is collective."""
+        quiet_libraries()
+        return cls(recipe, 0, 0, 1, torch.device("cpu"), batch_plan(recipe, 1), None, None, None)
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Hand module and optimizer to DeepSpeed, and check that what comes back is what the recipe asked for."""
+        if self.recipe.train.compile:
+            module.compile()
+        self.engine, _ = self.accelerator.prepare(module, optimizer)
+        # Without ZeRO in bf16, DeepSpeed makes the states by a step on zero gradients: Adam would count one too many.
+        getattr(self.engine.optimizer, "optimizer", self.engine.optimizer).state.clear()
+        train = self.recipe.train
+        self._require("the ZeRO stage", int(self.engine.zero_optimization_stage()), train.zero.stage)
+        self._require("bf16", bool(self.engine.bfloat16_enabled()), train.precision == "bf16")
+        self._require("fp16", bool(self.engine.fp16_enabled()), False)
+        self._require("accumulation", self.engine.gradient_accumulation_steps(), self.batch.accumulation)
+        self._require("the micro-batch", self.engine.train_micro_batch_size_per_gpu(), self.batch.micro_batch_rows)
+        clip = 0.0 if clips_itself(self.recipe) else (train.clip_grad_norm or 0.0)
+        self._require("gradient clipping", float(self.engine.gradient_clipping()), clip)
+
+    def backward(self, loss_sum: Tensor, global_targets: int) -> None:
+        """Backpropagate a micro-batch's summed loss, so that the step's gradient is that of sum ÷ global targets.
+
+        DeepSpeed divides by the accumulation steps and averages over ranks; this undoes both.
+        """
+        scale = self.world_size * self.batch.accumulation / max(global_targets, 1)
+        self.engine.backward(loss_sum * scale)
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # only counts the micro-batch
+
+    def apply_step(self, learning_rate: float) -> bool:
+        """Step the optimizer. False (the same on all ranks) if the gradients were not finite: then nothing changed."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate * group["rate_share"]
+        self.engine.step()
+        return bool(self.engine.was_step_applied())
+
+    def grad_norm(self) -> float:
+        """Global gradient norm of the last step, before clipping."""
+        return float(self.engine.get_global_grad_norm())
+
+    # ------------------------------------------------------------ small collectives
+
+    def all_reduce_sum(self, values: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sum int64 values over ranks, wrapping modulo 2**64."""
+        tensor = torch.tensor(np.asarray(values, dtype=np.int64))
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.numpy()
+
+    def all_reduce_sum_float(self, values: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum float64 values over ranks."""
+        tensor = torch.tensor(np.asarray(values, dtype=np.float64))
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.numpy()
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """What every rank has to say, by rank."""
+        return _gather_json(value, self.control)
+
+    def gather_votes(self, value: Any) -> list[Any]:
+        """As `gather_json`, over connections of its own: for the one thread that saves, whatever training does."""
+        return _gather_json(value, self.saving)
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self.gather_json(value if self.rank == 0 else None)[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        dist.barrier(group=self.control)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def host(self) -> str:
+        """This node's name, as in log and status files."""
+        return socket.gethostname()
+
+    def _require(self, what: str, found: Any, wanted: Any) -> None:
+        if found != wanted:
+            raise RuntimeError(f"rank {self.rank}: {what} is {found!r} after set-up, the recipe asks for {wanted!r}")
+
+
+def _gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """A value of every rank, by rank. JSON, not pickle: nothing received is ever executed."""
+    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, torch.tensor([mine.numel()]), group=group)
+    longest = int(max(sizes))
+    padded = torch.cat([mine, torch.zeros(longest - mine.numel(), dtype=torch.uint8)])
+    received = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(received, padded, group=group)
+    return [json.loads(bytes(r[: int(n)].tolist())) for r, n in zip(received, sizes, strict=True)]
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from filling logs and terminals with what nobody can act on. Before they are used."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
+
+
+def _spare_deepspeed() -> None:
+    """Keep DeepSpeed from two things at start-up that training never uses.
+
+    On CPU it compiles an all-reduce for inference: 20 s, a C++ compiler, and a lock file that a killed rank leaves
+    behind for every later run to wait on. And ZeRO asks of every optimizer whether it is Muon, whose import compiles
+    kernels with inductor; a class that nothing is an instance of answers that at once.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    muon = types.ModuleType("deepspeed.runtime.zero.muon.muon_optimizer")
+    muon.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
+    sys.modules.setdefault(muon.__name__, muon)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse large blocks, where it would give each back to the system and have it zeroed anew.
+
+    A training step on a CPU allocates the same activations and gradients every time: the page faults were a tenth of
+    its time. The settings are glibc's, mallopt(3); other C libraries have none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
+            mallopt(parameter, value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

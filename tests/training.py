@@ -1,0 +1,120 @@
+"""Runs on a rank: many small trainings in one process group, since starting ranks is what takes the time."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dstrain.checkpoint.fragments import resident_fragments
+from dstrain.recipe.schema import Recipe
+from dstrain.tasks.task import StepBatch, Task
+from dstrain.train.main import build_task, prepare
+from dstrain.train.runtime import Runtime
+
+Pieces = dict[tuple[str, int], NDArray[np.float32]]  # (parameter, first element) → elements
+
+
+@contextmanager
+def training(
+    recipe: Recipe, wrap: Callable[[nn.Module], nn.Module] = lambda module: module
+) -> Iterator[tuple[Runtime, Task]]:
+    """A prepared run, its module wrapped. Leaves the process group up, so that another run can follow."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    try:
+        runtime = Runtime.start(recipe)
+        task = build_task(recipe, runtime)
+        task.module = wrap(task.module)
+        prepare(runtime, task)
+        yield runtime, task
+        runtime.engine.destroy()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+class Poison(nn.Module):
+    """Makes the loss, or only its gradient, not finite in micro-batches that say so in `poison`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, poison: str, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        loss, right = self.module(**inputs)
+        if poison == "loss":
+            loss = loss * math.nan
+        elif poison == "gradient":
+            loss = loss.clone()
+            loss.register_hook(lambda gradient: gradient * math.inf)
+            loss = loss.clone()
+        return loss, right
+
+
+def poisoned(batch: StepBatch, poison: dict[int, str]) -> StepBatch:
+    """The batch for a `Poison`: {index of a micro-batch: "loss" or "gradient"}."""
+    micro_batches = [{**inputs, "poison": poison.get(index, "")} for index, inputs in enumerate(batch.micro_batches)]
+    return replace(batch, micro_batches=micro_batches)  # type: ignore[arg-type]
+
+
+def train_batch(runtime: Runtime, batch: StepBatch, learning_rate: float) -> tuple[float, bool]:
+    """One global step as the loop makes it. Returns the mean loss over its targets and whether it was applied."""
+    targets = int(runtime.all_reduce_sum([batch.targets])[0])
+    losses = 0.0
+    for inputs in batch.micro_batches:
+        loss, _ = runtime.engine(**inputs)
+        runtime.backward(loss, targets)
+        losses += float(loss.detach())
+    applied = runtime.apply_step(learning_rate)
+    return float(runtime.all_reduce_sum_float([losses])[0]) / targets, applied
+
+
+def train_steps(runtime: Runtime, task: Task, steps: int, learning_rate: float = 1e-3) -> list[float]:
+    """Losses of the first `steps` global steps."""
+    with task.steps(0, None) as batches:
+        return [train_batch(runtime, next(batches), learning_rate)[0] for _ in range(steps)]
+
+
+def state_pieces(runtime: Runtime, task: Task, state: str) -> Pieces:
+    """What this rank owns of a state ("weight", "exp_avg", …) of the optimizer."""
+    pieces: Pieces = {}
+    for fragment in resident_fragments(runtime, task.model):
+        if state in fragment.states:
+            start, stop = fragment.owned
+            view = fragment.states[state][start - fragment.offset : stop - fragment.offset]
+            pieces[fragment.parameter, start] = view.detach().cpu().float().numpy().copy()
+    return pieces
+
+
+def whole(pieces_of_ranks: list[Pieces]) -> dict[str, NDArray[np.float32]]:
+    """Flat parameters, put together from what all ranks own."""
+    merged: dict[str, dict[int, NDArray[np.float32]]] = {}
+    for pieces in pieces_of_ranks:
+        for (name, start), values in pieces.items():
+            merged.setdefault(name, {})[start] = values
+    return {name: np.concatenate([parts[start] for start in sorted(parts)]) for name, parts in merged.items()}
+
+
+def relative_difference(first: dict[str, NDArray[Any]], second: dict[str, NDArray[Any]]) -> float:
+    """Norm of the difference ÷ norm of the second, over all parameters."""
+    assert first.keys() == second.keys()
+    apart = sum(float(np.square(first[name].astype(np.float64) - second[name]).sum()) for name in first)
+    return float(np.sqrt(apart / sum(float(np.square(v.astype(np.float64)).sum()) for v in second.values())))
+
+
+def model_weights(runtime: Runtime, task: Task) -> dict[str, NDArray[np.float32]]:
+    """The whole weights that the forward pass uses, by name. A collective call."""
+    import deepspeed
+
+    parameters = dict(task.model.named_parameters())
+    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        return {name: parameter.detach().float().numpy().copy() for name, parameter in parameters.items()}
+
+
+RecipeMaker = Callable[..., Recipe]
