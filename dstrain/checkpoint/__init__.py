@@ -1,0 +1,1 @@
+"""Checkpoints without topology: fragments, an atomic commit, verification, export."""

@@ -1,0 +1,265 @@
+"""Loading: the newest checkpoint that verifies, each rank reading the stretches it needs and nothing else."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dstrain.checkpoint.files import TORCH_DTYPES
+from dstrain.checkpoint.fragments import Fragment, overlap, parse_fragment_key
+from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, checkpoints_of, committed
+from dstrain.checkpoint.store import Place, StorePath, place
+from dstrain.checkpoint.stored import DamagedError, StoredBlocks, has_blocks, stored_headers
+from dstrain.checkpoint.verify import check_completeness, check_file, check_size, describe_skipped, disk_headers
+from dstrain.errors import CheckpointError
+from dstrain.train.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint chosen for loading, and what was passed over on the way to it."""
+
+    folder: Place
+    manifest: Manifest
+    skipped: list[str]
+
+    @property
+    def cursors(self) -> NDArray[np.int64]:
+        """Where every lane of the run stands, (lanes, 3)."""
+        return np.array(self.manifest.cursors, np.int64)
+
+
+def choose(runtime: Runtime, run_dir: Path, damaged: Sequence[str] = ()) -> Source | None:
+    """The newest checkpoint that verifies; None if the run has none yet. A collective call: ranks share the hashing.
+
+    Of one in a store, manifest and headers are verified here, and what a rank reads when it reads it.
+
+    Args:
+        runtime: of this rank.
+        run_dir: the run's folder.
+        damaged: lines about the newest ones, of which that was found out when they were read.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none verifies.
+        OtherFormatError: the newest sound one is of another version; going back to an older one would hide that.
+    """
+    skipped = list(damaged)
+    folders: list[str] = runtime.from_rank_0([str(folder) for folder in committed(run_dir)])
+    for folder in map(place, folders[len(skipped) :]):
+        manifest, problems = _examine(runtime, folder)
+        if manifest is not None and not problems:
+            return Source(folder, manifest, skipped)
+        skipped.append(describe_skipped(folder, problems))
+    if skipped:
+        raise CheckpointError(
+            f"none of the {len(skipped)} checkpoints in {checkpoints_of(run_dir)} can be used:\n  "
+            + "\n  ".join(skipped)
+            + "\nrestore one from a copy, or start anew with another --run-dir"
+        )
+    return None
+
+
+def take(runtime: Runtime, folder: Place) -> Source:
+    """The checkpoint of that folder, once it verifies. A collective call. Raises CheckpointError where it does not."""
+    manifest, problems = _examine(runtime, folder)
+    if manifest is None or problems:
+        raise CheckpointError(f"{describe_skipped(folder, problems)}; restore it from a copy")
+    return Source(folder, manifest, [])
+
+
+def _examine(runtime: Runtime, folder: Place) -> tuple[Manifest | None, list[str]]:
+    """The manifest of a checkpoint, and everything that any rank finds wrong with it.
+
+    A collective call: rank k reads every world_size-th file. The list is the same on every rank; the manifest is None
+    only where the list is not empty.
+    """
+    manifest, mine, other_format = None, [], None
+    try:
+        manifest = Manifest.read(folder)
+        names = sorted(manifest.files)[runtime.rank :: runtime.world_size]
+        mine = [problem for name in names for problem in _check(folder, name, manifest)]
+    except OtherFormatError as error:
+        other_format = str(error)
+    except CheckpointError as error:
+        mine = [str(error)]
+    reports = runtime.gather_json({"problems": mine, "other_format": other_format})
+    if refusal := next((report["other_format"] for report in reports if report["other_format"]), None):
+        raise OtherFormatError(refusal)
+    problems = list(dict.fromkeys(problem for report in reports for problem in report["problems"]))
+    if not problems:  # only now can headers be trusted
+        assert manifest is not None
+        problems = runtime.from_rank_0(check_completeness(folder, manifest) if runtime.rank == 0 else None)
+    return manifest, problems
+
+
+def _check(folder: Place, name: str, manifest: Manifest) -> list[str]:
+    """What is wrong with a file, as far as that is looked at before it is read."""
+    in_blocks = isinstance(folder, StorePath) and has_blocks(manifest.files[name])
+    return check_size(folder, name, manifest) if in_blocks else check_file(folder, name, manifest)
+
+
+@dataclass(frozen=True)
+class _SavedPiece:
+    """Elements `start` to `stop` of a saved state: where they are."""
+
+    start: int
+    stop: int
+    file: str
+    first_byte: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Elements of a saved state from `offset` on, as many as `view` (1-D) has, and where they shall go."""
+
+    view: Tensor
+    parameter: str
+    state: str
+    offset: int
+
+
+class _Files(Protocol):
+    """The bytes of a checkpoint's files."""
+
+    def plan(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """What will be read, in this order: (file, first byte, byte after the last)."""
+
+    def read_into(self, name: str, first: int, raw: memoryview) -> None:
+        """Fill `raw` with a file's bytes from `first` on."""
+
+
+class Pieces:
+    """All saved pieces of a checkpoint by parameter and state: of a stretch, its own bytes are read and no others.
+
+    From a disk straight into the memory where they are wanted: a mapped file would be copied twice, a page fault at a
+    time. From a store by blocks, each checked.
+    """
+
+    def __init__(self, folder: Place, manifest: Manifest) -> None:
+        self.folder = folder
+        self._where: dict[tuple[str, str], list[_SavedPiece]] = defaultdict(list)
+        self._files: _Files
+        if isinstance(folder, StorePath):
+            self._files, headers = StoredBlocks(folder, manifest), stored_headers(folder, manifest)
+        else:
+            self._files, headers = _OpenFiles(folder, manifest), disk_headers(folder, manifest)
+        for name, (head_bytes, header) in sorted(headers.items()):
+            for key, about in header.items():
+                parameter, state, offset = parse_fragment_key(key)
+                start, dtype = int(offset), TORCH_DTYPES[about["dtype"]]
+                stop, first_byte = start + about["shape"][0], head_bytes + about["data_offsets"][0]
+                self._where[parameter, state].append(_SavedPiece(start, stop, name, first_byte, dtype))
+
+    def read_into(self, view: Tensor, parameter: str, state: str, offset: int) -> None:
+        """Copy elements `offset` and following of a saved state into a 1-D view, as many as it has.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold all of them.
+        """
+        self.read([Wanted(view, parameter, state, offset)])
+
+    def read(self, wanted: Iterable[Wanted]) -> None:
+        """Copy all that is wanted, in the order in which it lies in the files.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold all of it.
+        """
+        reads = [read for one in wanted for read in self._reads(one)]
+        reads.sort(key=lambda read: (read[0].file, read[1]))
+        self._files.plan((piece.file, first, first + _bytes_of(piece, view)) for piece, first, view in reads)
+        for piece, first, view in reads:
+            direct = view.device.type == "cpu" and view.dtype == piece.dtype and view.is_contiguous()
+            target = view if direct else torch.empty(view.numel(), dtype=piece.dtype)
+            raw = memoryview(target.detach().view(torch.uint8).numpy())  # type: ignore[arg-type]
+            self._files.read_into(piece.file, first, raw)
+            if not direct:
+                view.copy_(target)
+
+    def _reads(self, one: Wanted) -> Iterator[tuple[_SavedPiece, int, Tensor]]:
+        """(piece, first byte in its file, part of the view) of what overlaps."""
+        wanted, found = (one.offset, one.offset + one.view.numel()), 0
+        for piece in self._where.get((one.parameter, one.state), []):
+            first, last = overlap(wanted, (piece.start, piece.stop))
+            if first < last:
+                at = piece.first_byte + (first - piece.start) * piece.dtype.itemsize
+                yield piece, at, one.view[first - one.offset : last - one.offset]
+                found += last - first
+        if found != one.view.numel():
+            raise CheckpointError(
+                f"{self.folder / MANIFEST}: {one.parameter} {one.state} has {found} of the {one.view.numel()} elements "
+                f"wanted from {one.offset} on; the checkpoint is of another model"
+            )
+
+
+def _bytes_of(piece: _SavedPiece, view: Tensor) -> int:
+    return view.numel() * piece.dtype.itemsize
+
+
+class _OpenFiles:
+    """Files on a disk."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._files = {name: (folder / name).open("rb", buffering=0) for name in manifest.files}
+
+    def plan(self, ranges: Iterable[tuple[str, int, int]]) -> None:
+        """See `_Files`. The system reads ahead by itself."""
+
+    def read_into(self, name: str, first: int, raw: memoryview) -> None:
+        """See `_Files`."""
+        while raw:
+            count = os.preadv(self._files[name].fileno(), [raw], first)
+            if count == 0:
+                raise CheckpointError("a file of the checkpoint became shorter while it was read; start again")
+            raw, first = raw[count:], first + count
+
+
+@torch.no_grad()
+def load_fragments(source: Source, fragments: list[Fragment]) -> None:
+    """Fill this rank's fragments from a checkpoint saved under any ZeRO stage and number of ranks.
+
+    Call `require_same_parameters` first, which every rank decides alike.
+
+    Raises:
+        CheckpointError: a part of it that is read here is damaged.
+    """
+    try:
+        Pieces(source.folder, source.manifest).read(
+            Wanted(view, fragment.parameter, state, fragment.offset)
+            for fragment in fragments
+            for state, view in fragment.states.items()
+        )
+    except OSError as error:
+        raise DamagedError(f"{source.folder}: {error.strerror or error}") from error
+
+
+def require_same_parameters(folder: Place, saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> None:
+    """Refuse a checkpoint of another model, naming the first difference.
+
+    Args:
+        folder: the checkpoint.
+        saved: name → {"shape", "states"} of its parameters, from the manifest.
+        wanted: the same of the model. States that the checkpoint has beyond these are not read.
+    """
+    remedy = "use the recipe of that run or another --run-dir"
+    for name in sorted(saved.keys() | wanted.keys()):
+        there, here = saved.get(name), wanted.get(name)
+        if there is None or here is None or there["shape"] != here["shape"]:
+            raise CheckpointError(
+                f"{folder} is of another model: {name} has {_shape(there)} there and {_shape(here)} here; {remedy}"
+            )
+        if missing := sorted(set(here["states"]) - set(there["states"])):
+            raise CheckpointError(
+                f"{folder}: {name} was frozen there and is trained here ({', '.join(missing)} missing); {remedy}"
+            )
+
+
+def _shape(about: dict[str, Any] | None) -> str:
+    return "no place" if about is None else f"shape {about['shape']}"

@@ -1,0 +1,163 @@
+"""Whether a checkpoint is what its manifest says: every file, byte for byte, and every element of every parameter."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, step_of
+from dstrain.checkpoint.scan import Header, read_header, scan_file
+from dstrain.checkpoint.store import Place, StorePath
+from dstrain.checkpoint.stored import DamagedError, stored_headers
+from dstrain.errors import CheckpointError
+from dstrain.recipe.schema import Recipe
+
+
+def verify(folder: Place) -> list[str]:
+    """Everything that is wrong with a checkpoint; empty if it can be trusted. Needs neither torch nor a GPU.
+
+    Reads every file once, several at a time: digest, finite numbers, then completeness and coherence.
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda name: check_file(folder, name, manifest), manifest.files)
+        problems = [problem for problems in found for problem in problems]
+    unknown = {path.name for path in folder.iterdir()} - set(manifest.files) - {MANIFEST}
+    problems += [f"{folder / name}: not in the manifest" for name in sorted(unknown)]
+    return problems or [*check_completeness(folder, manifest), *check_coherence(folder, manifest)]
+
+
+def newest_sound(folders: Sequence[Place]) -> tuple[Place, list[str]]:
+    """The first of some checkpoints, newest first, that verifies; and a line about each that was passed over.
+
+    Raises:
+        CheckpointError: none verifies.
+        OtherFormatError: the newest sound one is of another version; going back to an older one would hide that.
+    """
+    skipped: list[str] = []
+    for folder in folders:
+        require_known_format(folder)
+        problems = verify(folder)
+        if not problems:
+            return folder, skipped
+        skipped.append(describe_skipped(folder, problems))
+    raise CheckpointError("\n".join(["no checkpoint can be used", *skipped, "restore one from a copy"]))
+
+
+def require_known_format(folder: Place) -> None:
+    """Raise OtherFormatError if a checkpoint's manifest is sound and of another version; damage is not looked at."""
+    try:
+        Manifest.read(folder)
+    except OtherFormatError:
+        raise
+    except CheckpointError:
+        pass  # `verify` says why, and what else is wrong
+
+
+def describe_skipped(folder: Place, problems: list[str]) -> str:
+    """One line: which checkpoint was passed over, its first problem, and how many more there are."""
+    return f"skipped {folder.name}: {problems[0]}" + (f" (+{len(problems) - 1} more)" if problems[1:] else "")
+
+
+def check_file(folder: Place, name: str, manifest: Manifest) -> list[str]:
+    """What is wrong with one file: its size, its digest, trained weights or moments that are not finite."""
+    if problems := check_size(folder, name, manifest):
+        return problems
+    path, stated = folder / name, manifest.files[name]
+    trained = {parameter for parameter, about in manifest.parameters.items() if len(about["states"]) > 1}
+    try:
+        scanned = scan_file(path, lambda key: key.rsplit("|", 2)[0] in trained)
+    except OSError as error:
+        return [f"{path}: {error.strerror or error}"]
+    if scanned.sha256 != stated["sha256"]:
+        return [f"{path}: its content changed since it was written (sha256 differs)"]
+    return [
+        f"{path}: {count:,} values of {' '.join(key.rsplit('|', 2)[:2])} are not finite"
+        for key, count in scanned.not_finite.items()
+    ]
+
+
+def check_size(folder: Place, name: str, manifest: Manifest) -> list[str]:
+    """Whether a file is there, and as long as it was."""
+    path, stated = folder / name, manifest.files[name]["bytes"]
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return [f"{path}: {error.strerror or error}"]
+    return [] if size == stated else [f"{path}: {size:,} bytes, the manifest says {stated:,}"]
+
+
+def disk_headers(folder: Path, manifest: Manifest) -> dict[str, tuple[int, Header]]:
+    """Of each file, the bytes before its first tensor and its header."""
+    return {name: read_header(folder / name) for name in manifest.files}
+
+
+def check_completeness(folder: Place, manifest: Manifest) -> list[str]:
+    """Check from the files' headers that the pieces of every parameter and state join without gap or overlap.
+
+    Call it on files whose digests are right: a damaged header is not JSON.
+    """
+    pieces: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    try:
+        headers = stored_headers(folder, manifest) if isinstance(folder, StorePath) else disk_headers(folder, manifest)
+    except (OSError, DamagedError) as error:
+        return [str(error)]
+    for _, header in headers.values():
+        for key, entry in header.items():
+            parameter, state, offset = key.rsplit("|", 2)
+            pieces[parameter, state].append((int(offset), int(offset) + math.prod(entry["shape"])))
+    problems = []
+    for parameter, about in manifest.parameters.items():
+        for state in about["states"]:
+            reached = 0
+            for start, stop in sorted(pieces.pop((parameter, state), [])):
+                if start != reached:
+                    problems.append(f"{folder}: {parameter} {state}: elements {reached} to {start} do not join")
+                reached = stop
+            if reached != math.prod(about["shape"]):
+                problems.append(f"{folder}: {parameter} {state}: {reached} of {math.prod(about['shape'])} elements")
+    problems += [f"{folder}: {parameter} {state}: not in the manifest" for parameter, state in sorted(pieces)]
+    return problems
+
+
+def check_coherence(folder: Place, manifest: Manifest) -> list[str]:
+    """Check that counters, cursors and the random numbers' scheme of a manifest can be those of one run."""
+    problems = []
+    if manifest.step != step_of(folder):
+        problems.append(f"{folder}: its manifest is of step {manifest.step}")
+    began = manifest.origin or {"step": 0, "data_step": 0}
+    made, consumed = manifest.step - began["step"], manifest.data_step - began["data_step"]
+    if not (0 <= manifest.optimizer_steps <= manifest.step and 0 <= made <= consumed):
+        steps = f"{manifest.step} steps" if not manifest.origin else f"{manifest.step} steps, {made} since the import"
+        problems.append(
+            f"{folder}: {manifest.optimizer_steps} applied of {steps} after {consumed} batches "
+            f"cannot be: no step is applied twice, and each consumes a batch"
+        )
+    lanes = manifest.identity.get("data", {}).get("lanes", manifest.identity.get("global_batch_rows"))
+    if lanes is not None and len(manifest.cursors) != lanes:
+        problems.append(f"{folder}: {len(manifest.cursors)} cursors for {lanes} lanes")
+    if any(len(cursor) != 3 or min(cursor) < 0 for cursor in manifest.cursors):
+        problems.append(f"{folder}: a cursor is not three numbers from 0 up (epoch, document, token)")
+    if manifest.rng.get("scheme") != "counter":
+        problems.append(f"{folder}: random numbers by {manifest.rng.get('scheme')!r}, this dstrain knows 'counter'")
+    return problems
+
+
+def check_recipe_of(folder: Place, manifest: Manifest, recipe: Recipe) -> list[str]:
+    """Check that a checkpoint is of its run's recipe: task, batch, and what decides the order of the data."""
+    data = recipe.data.model_dump(mode="json")
+    here: dict[str, Any] = {"task": recipe.task, "global_batch_rows": recipe.train.global_batch_rows}
+    here |= {f"data.{key}": data.get(key) for key in manifest.identity.get("data", {})}
+    saved = {key: value for key, value in manifest.identity.items() if key in here}
+    saved |= {f"data.{key}": value for key, value in manifest.identity.get("data", {}).items()}
+    return [
+        f"{folder}: {key} was {value!r}, recipe.yaml of its run has {here[key]!r}: it is another recipe's checkpoint"
+        for key, value in saved.items()
+        if here[key] != value
+    ]

@@ -1,0 +1,322 @@
+"""Checkpoints in an S3 store: committed by their manifest, read in checked parts, through a network that fails."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_ranks import Job, Piece, job
+from ranks import run_ranks
+from s3_server import BUCKET, Way, environment, put, s3_server, use
+from synthetic import synthetic_manifest
+
+from dstrain.checkpoint import store
+from dstrain.checkpoint.load import Pieces
+from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed
+from dstrain.checkpoint.store import StoreError, StorePath
+from dstrain.checkpoint.stored import DamagedError
+from dstrain.checkpoint.targets import StoreTarget
+from dstrain.checkpoint.verify import verify
+from dstrain.cli import main
+from dstrain.launch.prepare import write_recipe
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.show import resolved_yaml
+
+STATES = ("weight", "exp_avg", "exp_avg_sq")
+ELEMENTS = 1_500_000  # of each state: 18 MB in all, several parts and several blocks
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with s3_server() as found:
+        yield found.port
+
+
+@pytest.fixture
+def way(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
+    """To the server, for this process."""
+    found = Way(server)
+    for name, value in environment(found.port).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(store, "RETRY_AFTER_SECONDS", (0.2, 0.4, 0.8, 1.6))
+    monkeypatch.setattr(store, "PART_BYTES", 5 << 20)  # the least that S3 takes
+    store._made.cache_clear()
+    yield found
+    found.cut()
+    store._made.cache_clear()
+
+
+@pytest.fixture
+def here(request: pytest.FixtureRequest, way: Way) -> StorePath:
+    """A place of this test alone."""
+    return StorePath(f"s3://{BUCKET}/{request.node.name.partition('[')[0]}")
+
+
+def numbers(state: str, step: int, elements: int = ELEMENTS) -> torch.Tensor:
+    return torch.arange(elements, dtype=torch.float32) + step + STATES.index(state)
+
+
+def saved(here: StorePath, step: int, elements: int = ELEMENTS) -> StorePath:
+    """Commit a checkpoint of one parameter."""
+    target = StoreTarget(here / f"step-{step:010d}", Path("no recipe"))
+    target.prepare()
+    written = target.write("rank-00000.safetensors", [(f"p|{s}|0", numbers(s, step, elements)) for s in STATES])
+    target.commit(manifest_of(step, written.entry(), elements), lambda _: None)
+    return target.final
+
+
+def manifest_of(step: int, entry: dict[str, Any], elements: int = ELEMENTS) -> str:
+    about = {"p": {"shape": [elements], "states": list(STATES)}}
+    manifest = synthetic_manifest(step, {"rank-00000.safetensors": entry})
+    return Manifest(**{**vars(manifest), "parameters": about}).text()
+
+
+# ---------------------------------------------------------------- ranks
+
+
+def test_saved_by_two_ranks_and_resumed_by_one_under_another_stage(
+    server: int, way: Way, here: StorePath, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    recipes = [tiny_recipe(f"train.zero.stage={stage}", f"checkpoint.storage={here}") for stage in (1, 3)]
+    run_dir = tmp_path / "run"
+    write_recipe(run_dir, recipes[0])
+    ranks = run_ranks(2, train_and_save, recipes[0], run_dir, environment(server))
+    assert [folder.name for folder in committed(run_dir)] == ["step-0000000004", "step-0000000002"]
+    assert [verify(folder) for folder in committed(here)] == [[], []]
+    assert not (run_dir / "checkpoints").exists()
+    for which, at in ((1, 4), (0, 2)):
+        if at == 2:  # the newest is damaged where no header is: that shows when it is read
+            damaged = here / "step-0000000004" / "rank-00001.safetensors"
+            content = bytearray(damaged.read_bytes())
+            content[-5] ^= 1
+            damaged.write_blocks(lambda content=bytes(content): [content], len(content))  # type: ignore[misc]
+        step, skipped, mine, (loss, rows) = run_ranks(1, resume, recipes[1], run_dir, environment(server))[0]
+        assert step == at
+        assert [line.split(":")[0] for line in skipped] == ["skipped step-0000000004"] * (at == 2)
+        both = {(*key, offset): values for rank in ranks for key, offset, values in split(rank[which][0])}
+        for key, offset, values in split(mine):
+            then = np.concatenate([both[piece] for piece in sorted(both) if piece[:2] == key])
+            np.testing.assert_array_equal(values, then[offset : offset + len(values)])
+        assert rows == ranks[0][which][1][1]
+        assert loss == pytest.approx(ranks[0][which][1][0], rel=1e-5)
+
+
+def split(pieces: list[Piece]) -> Iterator[tuple[tuple[str, str], int, Any]]:
+    for parameter, state, offset, values in pieces:
+        yield (parameter, state), offset, values
+
+
+def train_and_save(
+    rank: int, world_size: int, recipe: Recipe, run_dir: Path, settings: dict[str, str]
+) -> list[tuple[list[Piece], tuple[float, str]]]:
+    """Of the steps 2 and 4: all that is resident, and the loss and rows of the step after."""
+    use(settings)
+    run, found = job(recipe), []
+    run.read_rows(5)
+    for steps in (2, 1):
+        run.train(steps)
+        run.save(run_dir)
+        found.append((run.resident(), run.train(1)[0]))
+    return found
+
+
+def resume(
+    rank: int, world_size: int, recipe: Recipe, run_dir: Path, settings: dict[str, str]
+) -> tuple[int, list[str], list[Piece], tuple[float, str]]:
+    use(settings)
+    run: Job = job(recipe).resume(run_dir)
+    assert run.source is not None
+    return run.state.step, run.source.skipped, run.resident(), run.train(1)[0]
+
+
+# ---------------------------------------------------------------- parts and blocks
+
+
+def test_a_stretch_is_read_without_the_rest(way: Way, here: StorePath) -> None:
+    folder = saved(here, 1)
+    manifest = Manifest.read(folder)
+    assert len(manifest.files["rank-00000.safetensors"]["blocks"]) == 3
+    read: list[int] = []
+    ranged = StorePath.read_range
+
+    def counted(self: StorePath, first: int, stop: int) -> bytes:
+        read.append(stop - first)
+        return ranged(self, first, stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StorePath, "read_range", counted)
+        view = torch.empty(1000)
+        Pieces(folder, manifest).read_into(view, "p", "exp_avg", 70_000)
+    assert torch.equal(view, numbers("exp_avg", 1)[70_000:71_000])
+    assert sum(read) < (1 << 23) + 1000  # a header, a block
+    whole = torch.empty(ELEMENTS, dtype=torch.float64)  # another type, over all blocks
+    Pieces(folder, manifest).read_into(whole, "p", "exp_avg_sq", 0)
+    assert torch.equal(whole.float(), numbers("exp_avg_sq", 1))
+
+
+def test_a_changed_byte_is_found_where_it_is_read(here: StorePath) -> None:
+    folder = saved(here, 1)
+    path = folder / "rank-00000.safetensors"
+    content = path.read_bytes()
+    for at, what in ((3, "its header"), (100, "its header"), (10_000_000, "block 1")):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_blocks(lambda changed=bytes(changed): [changed], len(content))  # type: ignore[misc]
+        with pytest.raises(DamagedError, match=rf"rank-00000\.safetensors: {what} changed since"):
+            Pieces(folder, Manifest.read(folder)).read_into(torch.empty(ELEMENTS), "p", "exp_avg", 0)
+    assert "sha256 differs" in verify(folder)[0]
+
+
+# ---------------------------------------------------------------- a network that fails
+
+
+def cut_after(way: Way, sent: int, away_seconds: float | None) -> threading.Thread:
+    """Cut the way once so many more bytes were sent; mend it later, or never."""
+    began = way.bytes
+
+    def act() -> None:
+        while way.bytes < began + sent:
+            time.sleep(0.002)
+        way.cut()
+        if away_seconds is not None:
+            time.sleep(away_seconds)
+            way.mend()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    return thread
+
+
+def test_an_upload_that_is_cut_is_made_again(way: Way, here: StorePath) -> None:
+    cutting = cut_after(way, 8_000_000, away_seconds=0.7)
+    folder = saved(here, 1)
+    cutting.join()
+    assert way.bytes > 8_000_000 + 18_000_000
+    assert verify(folder) == []
+
+
+def test_a_server_that_is_killed_in_mid_upload_and_comes_back(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "RETRY_AFTER_SECONDS", (1.0, 2.0, 4.0, 8.0, 16.0))  # moto takes its time to start
+    with s3_server() as mortal:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mortal.port}")
+        block, uploads = bytes(range(256)) * 4096, 0
+
+        def blocks() -> Iterator[bytes]:
+            nonlocal uploads
+            uploads += 1
+            for number in range(14):
+                if number == 8 and uploads == 1:
+                    mortal.kill()
+                    threading.Timer(0.5, mortal.start).start()
+                yield block
+
+        path = StorePath(f"s3://{BUCKET}/killed/file")
+        path.write_blocks(blocks, 14 * len(block))
+        assert uploads > 1
+        assert path.read_bytes() == 14 * block
+
+
+def test_a_server_that_stays_away_is_named_and_leaves_the_older_checkpoint(way: Way, here: StorePath) -> None:
+    older = saved(here, 1)
+    target = StoreTarget(here / "step-0000000002", Path("no recipe"))
+    target.prepare()
+    cutting = cut_after(way, 8_000_000, away_seconds=None)
+    with pytest.raises(StoreError, match=r"the store does not answer: .*; tried 5 times"):
+        target.write("rank-00000.safetensors", [(f"p|{s}|0", numbers(s, 2)) for s in STATES])
+    cutting.join()
+    way.mend()
+    assert committed(here) == [older]
+    assert verify(older) == []
+    target.write("rank-00000.safetensors", [("p|weight|0", numbers("weight", 2))])  # and the process died before more
+    assert committed(here) == [older]
+    newer = saved(here, 3)
+    assert committed(here) == [newer, older]
+    assert not target.final.exists()  # what was not committed went with the next save
+
+
+def test_a_checkpoint_that_is_half_removed_is_none(here: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(here, 1, elements=5)
+
+    def dies(self: StorePath) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StorePath, "remove_tree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        StoreTarget(folder, Path("no recipe")).prepare()
+    assert committed(here) == []
+    assert (folder / "rank-00000.safetensors").exists()
+
+
+# ---------------------------------------------------------------- commands, and what they say
+
+
+def test_commands_take_a_run_with_a_store_and_the_store_itself(
+    here: StorePath, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_recipe: Callable[..., Recipe]
+) -> None:
+    write_recipe(tmp_path, tiny_recipe(f"checkpoint.storage={here}"))
+    for step in (1, 2, 3):
+        saved(here, step, elements=100)
+    for run in (str(tmp_path), str(here)):
+        assert main(["ckpt", "ls", run, "--json"]) == 0
+        listed = json.loads(capsys.readouterr().out)
+        assert [entry["folder"] for entry in listed] == [f"{here}/step-000000000{step}" for step in (3, 2, 1)]
+    assert main(["ckpt", "verify", str(here)]) == 0
+    assert capsys.readouterr().out.count("good") == 3
+    assert main(["ckpt", "ls", str(tmp_path), "--json"]) == 0
+    assert all(entry["verified_at"] for entry in json.loads(capsys.readouterr().out))
+    assert main(["ckpt", "diff", f"{here}/step-0000000001", str(here), "--json"]) == 1
+    apart = json.loads(capsys.readouterr().out)["parameters"]["p"]["weight"]
+    assert apart["bit_equal"] is False
+    assert main(["ckpt", "prune", str(tmp_path), "--keep", "1"]) == 0
+    assert [folder.name for folder in committed(here)] == ["step-0000000003"]
+    assert not (here / "step-0000000001" / MANIFEST).exists()
+
+
+def test_a_run_says_what_is_wrong_with_its_store(
+    server: int,
+    way: Way,
+    here: StorePath,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tiny_recipe: Callable[..., Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(resolved_yaml(tiny_recipe()))
+
+    def refused(storage: str) -> str:
+        store._made.cache_clear()
+        run_dir = str(tmp_path / f"run-{time.monotonic_ns()}")
+        assert main(["run", str(recipe), f"checkpoint.storage={storage}", "--run-dir", run_dir]) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    assert "bucket does not exist: create the bucket, or correct checkpoint.storage" in refused("s3://nowhere/runs")
+    assert "what reads gs:// is not installed" in refused("gs://bucket/runs")
+    assert "is no place in an object store" in refused("/some/folder")
+    put(server, "/moto-api/reset-auth", b"0", "POST")
+    try:
+        assert "the store refuses these credentials" in refused(str(here))
+    finally:
+        put(server, "/moto-api/reset-auth", b"inf", "POST")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "there are no credentials for the store" in refused(str(here))
+
+
+def test_a_file_of_a_manifest_without_blocks_is_read_as_well(here: StorePath) -> None:
+    """Saved by an older version on a disk, copied to the store."""
+    folder = saved(here, 1)
+    entry = Manifest.read(folder).files["rank-00000.safetensors"]
+    (folder / MANIFEST).write_text(manifest_of(1, {key: entry[key] for key in ("bytes", "sha256")}))
+    assert verify(folder) == []
+    view = torch.empty(ELEMENTS)
+    Pieces(folder, Manifest.read(folder)).read_into(view, "p", "exp_avg", 0)
+    assert torch.equal(view, numbers("exp_avg", 1))
