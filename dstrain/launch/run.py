@@ -1,0 +1,180 @@
+"""`dstrain run`: everything that can be wrong is found before a process is started.
+
+without --on     this machine, in the environment of the command       dstrain.launch.local
+transport local  this machine, in the environment that the profile says
+transport ssh    supervised from here
+transport slurm  handed to SLURM; supervised from the job's first node  dstrain.launch.batch
+"""
+
+import argparse
+import os
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from dstrain.errors import EXIT_DONE, UserError
+from dstrain.launch import debugging, local, slurm
+from dstrain.launch.attempt import attempt_plan, channels, redacted_values
+from dstrain.launch.cluster import (
+    hosts_of,
+    legal_nodes,
+    listed_hosts,
+    make_cluster,
+    node_settings,
+    spare_hosts,
+    stop_timeout_seconds,
+    supervisors_python,
+    working_folder,
+)
+from dstrain.launch.code_digest import code_digest
+from dstrain.launch.command import Cluster, Job
+from dstrain.launch.node_script import node_script
+from dstrain.launch.preflight import check_launch, check_profile
+from dstrain.launch.prepare import check_recipe, open_corpus, write_recipe
+from dstrain.launch.profile import Profile, load_profile, parse_nodes
+from dstrain.launch.progress import RunProgress
+from dstrain.launch.run_folder import exclusive, newest_checkpoint, next_attempt
+from dstrain.launch.run_record import RunRecord
+from dstrain.launch.submission import FILE_NAME, LOG_NAME, Submission, sbatch_script
+from dstrain.launch.supervise import supervise
+from dstrain.launch.timings import Timings
+from dstrain.plan import batch_plan
+from dstrain.rank import write_json
+from dstrain.recipe.load import load_recipe
+from dstrain.recipe.schema import Recipe
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """`dstrain run RECIPE [key=value …] [--on PROFILE] [--nodes N] [--chain N] …`.
+
+    Returns:
+        The exit code of `supervise`; 0 for a dry run, and for a job that SLURM has accepted.
+
+    Raises:
+        UserError: the recipe, the profile, the numbers, a host or the run folder cannot be used.
+    """
+    if args.on is None:
+        for option, value in (("--nodes", args.nodes), ("--chain", args.chain), ("--pdb", args.pdb)):
+            if value is not None:
+                raise UserError(f"{option} needs a profile; say where with --on, as in --on launch/slurm.yaml")
+        return local.run_command(args)
+    profile = load_profile(args.on)
+    recipe = load_recipe(args.recipe, profile.with_overrides(args.overrides)).recipe
+    run_dir = local.run_folder(args, recipe).resolve()
+    nodes = profile.node_range if args.nodes is None else parse_nodes(args.nodes)
+    if args.chain is not None and (profile.transport != "slurm" or args.chain < 1):
+        raise UserError(f"--chain {args.chain} is for transport: slurm, and at least 1")
+    if profile.debug is not None:
+        return debugging.debug_command(args, profile, recipe)
+    check_recipe(run_dir, recipe)
+    if args.pdb is not None:
+        raise UserError(f"--pdb {args.pdb} needs a profile with a `debug` section, as in --on launch/debug.yaml")
+    check_profile(profile, Timings.read(run_dir))
+    if profile.transport == "slurm":
+        return _submit(args, profile, recipe, run_dir, nodes)
+    return _supervise(args, profile, recipe, run_dir, nodes)
+
+
+# ---------------------------------------------------------------- from here: this machine, and ssh
+
+
+def _supervise(
+    args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir: Path, nodes: tuple[int, int]
+) -> int:
+    ranks = args.procs_per_node or profile.procs_per_node
+    if profile.transport == "ssh":
+        hosts, ranks = hosts_of(profile, recipe, nodes, ranks)
+    else:
+        if nodes != (1, 1):
+            raise UserError(f"--nodes {args.nodes}: transport: local is one node; use a profile with ssh or slurm")
+        hosts, ranks = [socket.gethostname()], ranks or local.devices() or 1
+    cluster = make_cluster(profile, hosts)
+    timeout = stop_timeout_seconds(profile, Timings.read(run_dir))
+    job = Job(recipe.name, run_dir, ranks, args.max_restarts, timeout, cluster=cluster, on_hang=profile.on_hang)
+    if profile.transport == "ssh":
+        job = replace(
+            job,
+            node_counts=tuple(legal_nodes(recipe, ranks, nodes[0], len(hosts))),
+            spare_hosts=spare_hosts(listed_hosts(profile), hosts, ranks),
+        )
+    batch = batch_plan(recipe, job.world)
+    if args.dry_run:
+        print(f"# {batch}")
+        print(dry_run(job, cluster))
+        return EXIT_DONE
+    with exclusive(run_dir):
+        check_recipe(run_dir, recipe)  # again: another supervisor may have made it its own before the lock
+        job = check_launch(job, recipe)
+        open_corpus(recipe)
+        write_recipe(run_dir, recipe)
+        with RunProgress(sys.stderr, recipe.name) as progress:
+            return supervise(job, progress)
+
+
+def dry_run(job: Job, cluster: Cluster) -> str:
+    """What would be started, as lines for a shell that do the same without the supervisor."""
+    attempt = next_attempt(job.run_dir)
+    lines = [f"# attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"]
+    script = node_script(attempt_plan(job, cluster, attempt, redacted_values(cluster)))
+    for channel in channels(cluster):
+        lines += [f"# node {node}: {cluster.hosts[node]}" for node in channel.nodes]
+        lines.append(channel.as_shell(script))
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- through SLURM
+
+
+def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir: Path, nodes: tuple[int, int]) -> int:
+    ranks = args.procs_per_node or profile.procs_per_node
+    if ranks is None:
+        raise UserError(
+            f"{args.on}: procs_per_node is missing; say how many ranks a node gets, its devices cannot be seen"
+        )
+    legal = legal_nodes(recipe, ranks, *nodes)
+    submission = Submission(
+        name=recipe.name,
+        run_dir=run_dir,
+        folder=working_folder(),
+        profile=profile,
+        supervisors_python=supervisors_python(profile),
+        ranks=ranks,
+        nodes=(legal[0], legal[-1]),
+        max_restarts=args.max_restarts,
+        code=code_digest(),
+        chain=args.chain,
+    )
+    node_settings(profile, submission.folder, os.environ)  # are all variables there?
+    timings = Timings.read(run_dir)
+    script = sbatch_script(submission, timings.lead_seconds())
+    if args.dry_run:
+        print(script, end="")
+        return EXIT_DONE
+    jobs: list[str] = []
+    with exclusive(run_dir):
+        check_recipe(run_dir, recipe)
+        check_launch(Job(recipe.name, run_dir, ranks=1), recipe)  # what can be seen from here; the job asks its nodes
+        open_corpus(recipe)
+        write_recipe(run_dir, recipe)
+        write_json(run_dir / FILE_NAME, submission.as_json())
+        (run_dir / "slurm.sbatch").write_text(script)
+        for _ in range(args.chain or 1):
+            jobs.append(slurm.submit(run_dir / "slurm.sbatch"))
+            span = "–".join(str(count) for count in dict.fromkeys(submission.nodes))
+            print(
+                f"{recipe.name}: submitted as job {jobs[-1]}, {span} nodes of {ranks} ranks; see {run_dir / LOG_NAME}"
+            )
+        RunRecord(  # before a job can begin: it waits for the lock
+            name=recipe.name,
+            transport="slurm",
+            host=None,
+            pid=None,
+            hosts=(),
+            ranks=ranks,
+            shutdown_timeout_seconds=stop_timeout_seconds(profile, timings),
+            started_unix=time.time(),
+            jobs=tuple(jobs),
+        ).write(run_dir)
+    return EXIT_DONE

@@ -1,0 +1,31 @@
+"""What docs/operations.md shows is what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dstrain.cli import parse
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs/operations.md").read_text()
+COMMANDS = [re.split(r" {2,}", line)[0] for line in GUIDE.splitlines() if line.startswith("dstrain ")]
+
+
+def test_the_guide_shows_commands() -> None:
+    assert len(COMMANDS) >= 28
+
+
+@pytest.mark.parametrize("command", COMMANDS + [f"dstrain {c}" for c in re.findall(r"`dstrain (ckpt [^`]+)`", GUIDE)])
+def test_each_command_is_one(command: str) -> None:
+    arguments = parse(shlex.split(command)[1:])
+    if arguments.command == "run":
+        assert (ROOT / arguments.recipe).is_file()
+        assert arguments.on is None or (ROOT / arguments.on).is_file()
+
+
+def test_each_script_is_there_and_can_be_run() -> None:
+    scripts = set(re.findall(r"launch/\w+\.sh", GUIDE))
+    assert scripts == {f"launch/{file.name}" for file in (ROOT / "launch").glob("*.sh")}
+    assert all((ROOT / script).stat().st_mode & 0o111 for script in scripts)

@@ -1,0 +1,162 @@
+"""`dstrain run --on PROFILE` up to the point where something would be started, and what decides on the nodes."""
+
+import contextlib
+import io
+import subprocess
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dstrain.cli import parse
+from dstrain.errors import UserError
+from dstrain.launch.cluster import choose_hosts, legal_nodes, spare_hosts
+from dstrain.launch.command import Cluster, Job
+from dstrain.launch.hostfile import Host
+from dstrain.launch.node_script import NodeSettings
+from dstrain.launch.run import run_command
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.show import resolved_yaml
+
+
+@pytest.fixture
+def arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_recipe: Callable[..., Recipe]
+) -> Callable[..., Namespace]:
+    """`arguments(profile, *words)` of `dstrain run tiny.yaml --on p.yaml` in an empty folder."""
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PWD", str(folder))
+    Path("tiny.yaml").write_text(resolved_yaml(tiny_recipe()))
+    Path("hosts").write_text("node1 slots=2\nnode2 slots=2\nnode3 slots=2\n")
+
+    def make(profile: str, *words: str) -> Namespace:
+        Path("p.yaml").write_text(profile)
+        return parse(["run", "tiny.yaml", "--on", "p.yaml", *words])
+
+    return make
+
+
+def printed(arguments: Namespace) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert run_command(arguments) == 0
+    return output.getvalue()
+
+
+def test_a_dry_run_over_ssh_shows_each_hosts_command_and_no_secret(
+    arguments: Callable[..., Namespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "sk-123")
+    profile = "transport: ssh\nnodes: 2\nhosts: {file: hosts, launcher: openssh}\npass_environment: [SOME_TOKEN]\n"
+    asked = arguments(profile, "--dry-run", "--procs-per-node", "1")
+    before = sorted(Path().iterdir())
+    text = printed(asked)
+    lines = text.splitlines()
+    assert lines[0] == "# 2 ranks × 2 rows × 2 accumulation = 8 rows = 256 tokens"
+    assert [line for line in lines if line.startswith("# node")] == ["# node 0: node1", "# node 1: node2"]
+    assert text.count("export SOME_TOKEN='(redacted)'") == 2
+    assert text.count("--nodes 2 --rendezvous node1:") == 2
+    assert "sk-123" not in text
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_dry_run_prints_what_a_shell_can_run(arguments: Callable[..., Namespace]) -> None:
+    text = printed(arguments('transport: local\nenvironment: {A: "END OF NODE SCRIPT\\nb\'"}\n', "--dry-run"))
+    script = text.replace(
+        " -u -m dstrain.launch.agent ", " -c 'import os; print(os.getcwd(), repr(os.environ[\"A\"]))' "
+    )
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60, check=False)
+    assert str(Path.cwd()) in done.stdout, done.stderr
+    assert "END OF NODE SCRIPT\\nb'" in done.stdout
+
+
+def test_a_dry_run_on_slurm_prints_the_batch_script(arguments: Callable[..., Namespace]) -> None:
+    text = printed(arguments("transport: slurm\nnodes: 1-3\nprocs_per_node: 2\nslurm: {}\n", "--dry-run"))
+    assert text.startswith("#!/bin/bash --login\n#SBATCH --job-name=tiny\n#SBATCH --nodes=1-2\n")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "words", "message"),
+    [
+        ("transport: local", ["--nodes", "2"], "--nodes 2: transport: local is one node"),
+        ("transport: local", ["--chain", "2"], "--chain 2 is for transport: slurm"),
+        (
+            "transport: local\npass_environment: [NOT_SET_A, NOT_SET_B]",
+            [],
+            "names NOT_SET_A, NOT_SET_B, which is not set",
+        ),
+        ("transport: slurm\nslurm: {}", [], "procs_per_node is missing"),
+        ("transport: local\ncontainer: [docker, run, img]", [], "container: docker does not pass on standard input"),
+        ("transport: ssh\nhosts: {file: hosts}", ["--nodes", "4"], "4 nodes are asked for, and hosts has 3"),
+        ("transport: ssh\nhosts: {file: hosts}", ["--procs-per-node", "3"], "node1 has 2"),
+        ("transport: ssh\nhosts: {file: hosts}\nnodes: 3", [], "6 ranks cannot share data.lanes=8 evenly"),
+        ("transport: ssh\nhosts: {file: nowhere}", [], "nowhere: cannot be read"),
+        (
+            "transport: ssh\nhosts: {file: hosts, launcher: pdsh}",
+            [],
+            "launcher=pdsh: pdsh is not on this machine",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_starts(
+    arguments: Callable[..., Namespace],
+    profile: str,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError) as error:
+        run_command(arguments(profile, *words))
+    assert message in str(error.value)
+    assert not Path("runs").exists()
+
+
+def test_options_of_profiles_need_one() -> None:
+    with pytest.raises(UserError, match="--nodes needs a profile"):
+        run_command(parse(["run", "tiny.yaml", "--nodes", "2"]))
+
+
+def test_overrides_of_the_command_line_win_over_the_profiles(arguments: Callable[..., Namespace]) -> None:
+    profile = "transport: local\noverrides: [train.micro_batch_rows=1, log.every_steps=1]\n"
+    assert printed(arguments(profile, "--dry-run")).startswith("# 1 rank × 1 rows × 8 accumulation")
+    again = arguments(profile, "train.micro_batch_rows=4", "--dry-run")
+    assert printed(again).startswith("# 1 rank × 4 rows × 2 accumulation")
+
+
+def test_the_largest_legal_number_of_nodes_is_taken(tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe()  # 8 rows in micro-batches of 2: 1, 2 or 4 ranks
+    assert legal_nodes(recipe, 1, 1, 5) == [1, 2, 4]
+    with pytest.raises(UserError, match="use 2 or 4 ranks"):
+        legal_nodes(recipe, 1, 3, 3)
+    with pytest.raises(
+        UserError, match="5 to 9 nodes of 1 ranks cannot share a global batch; legal numbers of ranks: 1, 2, 4"
+    ):
+        legal_nodes(recipe, 1, 5, 9)
+    hosts = [Host("a", 1), Host("b", 1), Host("c", 1)]
+    assert choose_hosts(hosts, recipe, (1, 3), None) == (["a", "b"], 1)
+    with pytest.raises(UserError, match=r"different numbers of slots \(a 1, b 2\); say --procs-per-node"):
+        choose_hosts([Host("a", 1), Host("b", 2)], recipe, (2, 2), None)
+
+
+def test_a_run_goes_on_without_a_host_where_enough_are_left(tmp_path: Path) -> None:
+    settings = NodeSettings(tmp_path, "python", {})
+    job = Job("tiny", tmp_path, 1, cluster=Cluster("ssh", ("a", "b"), settings), node_counts=(1, 2), spare_hosts=("c",))
+
+    def hosts(job: Job | None) -> tuple[str, ...] | None:
+        return None if job is None or job.cluster is None else job.cluster.hosts
+
+    without_b = job.without("b")
+    assert hosts(without_b) == ("a", "c")  # the spare one stands in
+    assert without_b is not None and without_b.spare_hosts == ()
+    without_a = without_b.without("a")
+    assert hosts(without_a) == ("c",)
+    assert without_a is not None and without_a.without("c") is None  # none is left
+    assert replace(job, node_counts=(2,), spare_hosts=()).without("b") is None  # too few are
+    assert job.without("z") is None
+    assert spare_hosts([Host("a", 2), Host("b", 1), Host("c", 2)], ["a"], 2) == ("c",)
