@@ -1,0 +1,263 @@
+"""Replay: one step of a run computed again on one device, rank by rank, from the nearest checkpoint before it.
+
+    checkpoint ≤ step - 1 ──► train on, on one device ──► weights of step - 1 ─┐
+                                  every rank's rows ──► digest as in the ledger ├─► forward, backward: losses, gradients
+                                                       micro-batches of rank K ─┘
+
+Rows, masks and dropout are functions of (seed, row), so the micro-batches are exactly those of the run. Weights are
+those of the checkpoint to the bit; each step trained on from there adds the rounding of another order of sums.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dstrain.data.rows import digest_hex
+from dstrain.errors import CheckpointError, UserError
+from dstrain.plan import batch_plan
+from dstrain.proof.history import LoggedStep, StepHistory, logged_step, run_recipe, step_history
+from dstrain.proof.trace import NonFinite, Trace
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.tasks.task import RowDocument, StepBatch, Task
+from dstrain.train.loop import seeded_micro_batches
+from dstrain.train.main import build_task, prepare
+from dstrain.train.optim import learning_rate
+from dstrain.train.runtime import Runtime
+from dstrain.train.state import restore_state
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RankLoss:
+    """Mean loss of one rank's targets in a step, replayed and as logged (None: not logged)."""
+
+    rank: int
+    loss: float
+    logged: float | None
+    targets: int
+
+
+@dataclass(frozen=True)
+class LayerGradient:
+    """Norm of a layer's gradient: of the global batch, and of the share of the rank that was asked for, if one was."""
+
+    layer: str
+    norm: float
+    rank_norm: float | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay found. Where a rank was asked for, `documents` are that rank's, else everybody's."""
+
+    run: str
+    step: int
+    data_step: int
+    rows: tuple[int, int]
+    world_size: int
+    rank: int | None
+    device: str
+    checkpoint: str | None  # None: the weights that the run began with
+    steps_trained: int  # from there to the step before
+    skipped_checkpoints: list[str]
+    digest: str
+    ledger_digest: str
+    loss: float
+    logged_loss: float | None
+    gradient_norm: float
+    logged_gradient_norm: float | None
+    ranks: list[RankLoss]
+    layers: list[LayerGradient]
+    documents: list[RowDocument]
+    traced: bool
+    non_finite: NonFinite | None
+
+    @property
+    def same_rows(self) -> bool:
+        """Whether these are the rows that the run trained on."""
+        return self.digest == self.ledger_digest
+
+
+def replay(
+    run_dir: Path, step: int, rank: int | None, world_size: int | None, *, trace: bool, say: Say = lambda _: None
+) -> Replay:
+    """Compute a step of a run again, on the one device of this process.
+
+    Args:
+        run_dir: the run's folder.
+        step: which global step, from 1.
+        rank: whose documents and share of the gradient are wanted; None for everybody's.
+        world_size: of how many ranks the step was; None: as the run logged it.
+        trace: look for the first module with a value that is not finite.
+        say: told what takes long.
+
+    Raises:
+        UserError: no run, no such step or rank, an impossible number of ranks, changed data, a foreign checkpoint.
+    """
+    recipe = run_recipe(run_dir)
+    history = step_history(run_dir, step)
+    logged = logged_step(run_dir, step)
+    world_size = logged.world_size if world_size is None else world_size
+    batch_plan(recipe, world_size)  # an impossible one is refused here
+    if rank is not None and not 0 <= rank < world_size:
+        raise UserError(f"--rank {rank}: {world_size} ranks are numbered 0 to {world_size - 1}; give one of them")
+    alone = on_one_device(recipe)
+    runtime = Runtime.start(alone)
+    try:
+        task = build_task(alone, runtime)
+        prepare(runtime, task)
+        rehearsal = _Rehearsal(runtime, task, alone, world_size)
+        return _replayed(rehearsal, run_dir, history, logged, rank, trace, say)
+    finally:
+        runtime.close()
+
+
+def on_one_device(recipe: Recipe) -> Recipe:
+    """The recipe for a single rank with whole gradients in reach: no ZeRO, no compilation, no process for the data."""
+    train = recipe.train.model_copy(update={"zero": type(recipe.train.zero)(), "compile": False})
+    changes: dict[str, object] = {"train": train}
+    if isinstance(recipe, MaskedLmRecipe):
+        changes["data"] = recipe.data.model_copy(update={"prefetch_steps": 0})
+    return recipe.model_copy(update=changes)
+
+
+class _Rehearsal:
+    """All ranks of a world, one after the other on one device."""
+
+    def __init__(self, runtime: Runtime, task: Task, recipe: Recipe, world_size: int) -> None:
+        self.runtime, self.task, self.recipe, self.world_size = runtime, task, recipe, world_size
+
+    def in_turn(
+        self, batches: Sequence[StepBatch], ranks: Iterable[int], trace: Trace | None = None
+    ) -> Iterator[tuple[int, float]]:
+        """Forward and backward of each rank's micro-batches: (rank, sum of its losses). Gradients add up."""
+        targets = sum(batch.targets for batch in batches)
+        for rank in ranks:
+            batch, loss_sum, rows_done = batches[rank], 0.0, 0
+            for inputs in seeded_micro_batches(batch, self.recipe.train.seed):
+                rows = batch.row_numbers[rows_done : rows_done + len(next(iter(inputs.values())))]
+                rows_done += len(rows)
+                if trace is not None:
+                    trace.rows = rows.tolist()
+                loss, _ = self.runtime.engine(**inputs)
+                self.runtime.backward(loss, targets)
+                loss_sum += float(loss.detach())
+            yield rank, loss_sum
+
+    def train(self, batches: Sequence[StepBatch], step: int) -> None:
+        """Make global step `step`."""
+        for _ in self.in_turn(batches, range(self.world_size)):
+            pass
+        self.runtime.apply_step(learning_rate(self.recipe, step - 1, self.task.totals.steps))
+
+    def layer_norms(self) -> dict[str, float]:
+        """Norm of the gradient so far, by layer."""
+        squares: dict[str, float] = defaultdict(float)
+        for name, parameter in self.task.model.named_parameters():
+            if parameter.grad is not None:
+                squares[layer_of(name)] += float(parameter.grad.double().square().sum())
+        return {layer: math.sqrt(square) for layer, square in squares.items()}
+
+
+def _replayed(
+    rehearsal: _Rehearsal,
+    run_dir: Path,
+    history: StepHistory,
+    logged: LoggedStep,
+    rank: int | None,
+    trace: bool,
+    say: Say,
+) -> Replay:
+    world_size, entry, metrics = rehearsal.world_size, history.entries[-1], logged.metrics or {}
+    data_step, batches, cursors = _at_the_step(rehearsal, history, say)
+    order = range(world_size) if rank is None else [rank, *(k for k in range(world_size) if k != rank)]
+    tracer, sums, own_norms = Trace(), {}, {}
+    with tracer.watching(rehearsal.task.module) if trace else nullcontext():
+        for done, loss_sum in rehearsal.in_turn(batches, order, tracer):
+            sums[done] = loss_sum
+            if done == rank:
+                own_norms = rehearsal.layer_norms()
+    norms = rehearsal.layer_norms()
+    rank_losses = metrics.get("rank_losses")
+    if rank_losses is None or len(rank_losses) != world_size:  # not logged, or of another world than is asked for
+        rank_losses = [None] * world_size
+    targets = [batch.targets for batch in batches]
+    shown = range(world_size) if rank is None else [rank]
+    return Replay(
+        run=str(run_dir),
+        step=entry.step,
+        data_step=data_step,
+        rows=entry.rows,
+        world_size=world_size,
+        rank=rank,
+        device=str(rehearsal.runtime.device),
+        checkpoint=None if history.source is None else str(history.source.folder),
+        steps_trained=len(history.entries) - 1,
+        skipped_checkpoints=history.skipped,
+        digest=digest_hex(np.sum([batch.digest for batch in batches], axis=0, dtype=np.int64)),
+        ledger_digest=entry.digest,
+        loss=sum(sums.values()) / max(sum(targets), 1),
+        logged_loss=metrics.get("loss"),
+        gradient_norm=math.sqrt(sum(norm**2 for norm in norms.values())),
+        logged_gradient_norm=metrics.get("grad_norm"),
+        ranks=[RankLoss(k, sums[k] / max(targets[k], 1), rank_losses[k], targets[k]) for k in range(world_size)],
+        layers=[LayerGradient(layer, norm, own_norms.get(layer)) for layer, norm in norms.items()],
+        documents=[document for k in shown for document in rehearsal.task.documents(k, world_size, data_step, cursors)],
+        traced=trace,
+        non_finite=tracer.found,
+    )
+
+
+def _at_the_step(
+    rehearsal: _Rehearsal, history: StepHistory, say: Say
+) -> tuple[int, list[StepBatch], NDArray[np.int64] | None]:
+    """Bring the weights to where the step began. Returns its data step, all ranks' batches, and the cursors before."""
+    task, world_size = rehearsal.task, rehearsal.world_size
+    batch_rows = rehearsal.recipe.train.global_batch_rows
+    steps = {entry.rows[0] // batch_rows: entry.step for entry in history.entries}  # data step → step
+    first, cursors = _restored(rehearsal, history, min(steps))
+    last = max(steps)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(task.rank_steps(k, world_size, first, cursors)) for k in range(world_size)]
+        for data_step in range(first, last):
+            batches = [next(stream) for stream in streams]
+            if data_step in steps:  # a rollback drops the others
+                say(f"step {steps[data_step]:,}: training it, to come to step {steps[last]:,}")
+                rehearsal.train(batches, steps[data_step])
+            cursors = _joined(batches, task.lanes)
+        return last, [next(stream) for stream in streams], cursors
+
+
+def _restored(rehearsal: _Rehearsal, history: StepHistory, first_needed: int) -> tuple[int, NDArray[np.int64] | None]:
+    """Load the checkpoint, if there is one. Returns the data step that follows it and where the lanes stand there."""
+    if history.source is None:
+        return 0, None
+    state = restore_state(rehearsal.runtime, rehearsal.task, history.source)
+    if state.data_step > first_needed:
+        raise CheckpointError(
+            f"{history.source.folder} was saved after global batch {state.data_step}, but the ledger has the step "
+            f"after it at batch {first_needed + 1}: the two are not of one run; restore the folder from a copy"
+        )
+    return state.data_step, history.source.cursors
+
+
+def _joined(batches: Sequence[StepBatch], lanes: int) -> NDArray[np.int64]:
+    """Cursors of all lanes from those of each rank's."""
+    cursors = np.empty((lanes, 3), np.int64)
+    for rank, batch in enumerate(batches):
+        cursors[rank :: len(batches)] = batch.cursors
+    return cursors
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: up to its number, as `encoder.layer.3`, else its first two names."""
+    parts = parameter.split(".")
+    numbered = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join(parts[: numbered + 1] if numbered is not None else parts[:-1][:2])
