@@ -1,0 +1,291 @@
+"""What tasks on labelled examples share: rows in a known order, batches of like length, and evaluation on any ranks.
+
+    files ─► examples ─► rows (token ids and a target) ─► global batches ─► head ─► answers ─► scores
+
+Row r of the run is row `order(epoch)[r % rows]` of epoch `r // rows`, and the order of an epoch is drawn from
+(seed, epoch): a step's rows are a pure function of the files, the recipe and the step, and resuming needs no more.
+"""
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.model.shape import shape_of_config
+from dstrain.plan import step_flops, total_steps
+from dstrain.recipe.schema import ExampleRecipe
+from dstrain.tasks.batching import padded
+from dstrain.tasks.epochs import epoch_order
+from dstrain.tasks.splits import SplitReader, Splits
+from dstrain.tasks.task import Inputs, RowDocument, StepBatch, Task, TaskTotals
+from dstrain.train.runtime import Runtime
+
+Answer = NDArray[np.float64]
+LONGEST_SHOWN = 1000  # characters of a text in reports
+SETTINGS = "dstrain.json"  # beside an exported model
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: a text, a pair of texts, or a window of a long one."""
+
+    ids: NDArray[np.int32]  # (tokens,)
+    target: NDArray[Any]  # what the head is trained towards
+    example: int  # of its split
+    answer_size: int  # how many numbers evaluation keeps of it
+    targets: int = 1  # how many losses it adds
+    second_start: int = 0  # where the second text begins; 0 where there is none
+
+
+class Head(nn.Module):
+    """A Transformers model with a head that returns the *sum* of a micro-batch's losses and the number right.
+
+    `outputs` holds what the last forward pass computed, detached, rows first; evaluation reads it.
+    """
+
+    outputs: Tensor
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+
+class ExampleTask(Task, Generic[E]):
+    """A task on labelled examples, on one rank. `R` is its recipe's class, `E` that of an example."""
+
+    module: Head
+    max_bad_samples = 0  # mistakes in files are found before training
+
+    def __init__(self, recipe: ExampleRecipe, runtime: Runtime) -> None:
+        self._recipe, self.runtime = recipe, runtime
+        self.encoder: Encoder = load_encoder(recipe.tokenizer)
+        self.splits, reader = self.read()
+        self.module = self.build()
+        self.model = self.module.model
+        self.rows = {name: self.make_rows(examples) for name, examples in self.splits.named().items()}
+        self.notes, self.facts = [*reader.notes, *self.notes_on_rows()], reader.facts
+        self._judged: dict[str, list[dict[str, Any]]] = {}  # by split, of the last evaluation
+        train = self.rows["train"]
+        # Rows of different lengths: count real tokens, not those of full rows.
+        steps = total_steps(recipe, len(train) * recipe.data.sequence_length)
+        assert steps is not None, "the number of rows is known"
+        tokens_per_step = round(sum(len(row.ids) for row in train) / len(train) * recipe.train.global_batch_rows)
+        shape = shape_of_config(recipe.model.architecture, self.model.config.to_dict())
+        self.totals = TaskTotals(steps, tokens_per_step, step_flops(recipe, shape).model * tokens_per_step)
+        self.lanes = recipe.train.global_batch_rows
+        self._lengths = [len(row.ids) for row in train]
+        self._order = lru_cache(maxsize=2)(self._draw_order)  # a step may begin in one epoch and end in the next
+        self._token_types = shape.token_types > 1
+        self._identity = {
+            "task": recipe.task,
+            "corpus": _digest(train),
+            "labels": list(self.model.config.id2label.values()),
+            "tokenizer": self.encoder.digest,
+            "data": recipe.data.model_dump(mode="json", include={"sequence_length", "length_groups", "seed"}),
+            "global_batch_rows": recipe.train.global_batch_rows,
+        }
+
+    # ------------------------------------------------------------ what a task adds
+
+    @abstractmethod
+    def read(self) -> tuple[Splits[E], SplitReader]:
+        """The examples, and the reader that they came through."""
+
+    @abstractmethod
+    def build(self) -> Head:
+        """The head on its model, once the examples are read."""
+
+    @abstractmethod
+    def make_rows(self, examples: list[E]) -> list[Row]:
+        """The rows of a split's examples, in their order; one example may give several."""
+
+    @abstractmethod
+    def labels_of(self, rows: Sequence[Row], width: int) -> Tensor:
+        """What the head's `labels` are for these rows, padded to `width` tokens where a token has one each."""
+
+    @abstractmethod
+    def answers(self, rows: Sequence[Row]) -> list[Answer]:
+        """What evaluation keeps of the last forward pass: `answer_size` numbers for each of its rows."""
+
+    @abstractmethod
+    def scores(self, split: str, answers: list[Answer]) -> dict[str, Any]:
+        """Metrics of a split from the answers to all of its rows: numbers, JSON under `report`, and for reports under
+        `judged` what `Task.predictions` has of each example."""
+
+    @abstractmethod
+    def described(self, example: E) -> tuple[int, str, str]:
+        """An example's line in data.train, its target in words, and its text."""
+
+    def notes_on_rows(self) -> list[str]:
+        """What people should know about the rows, for the log."""
+        return []
+
+    # ------------------------------------------------------------ training
+
+    def identity(self) -> dict[str, Any]:
+        """See `Task`."""
+        return self._identity
+
+    @contextmanager
+    def rank_steps(
+        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
+    ) -> Iterator[Iterator[StepBatch]]:
+        """See `Task`. `cursors` are not needed: the step alone tells the rows."""
+        yield (self._batch(rank, world_size, step) for step in count(data_step))
+
+    def documents(
+        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
+    ) -> list[RowDocument]:
+        """See `Task`."""
+        row_numbers, chosen = self._chosen(rank, world_size, data_step)
+        found = []
+        for number, row in zip(row_numbers.tolist(), chosen, strict=True):
+            line, target, text = self.described(self.splits.train[row.example])
+            sample = f"line {line}, {target}"
+            found.append(RowDocument(number, 0, len(row.ids), self._recipe.data.train, sample, None, text))
+        return found
+
+    def inputs(self, rows: Sequence[Row]) -> Inputs:
+        """The head's arguments for some rows, on this rank's device."""
+        starts = [row.second_start or len(row.ids) for row in rows] if self._token_types else []
+        any_pair = any(row.second_start for row in rows)
+        inputs = padded(
+            [row.ids for row in rows],
+            self.encoder.pad_id,
+            self._recipe.data.sequence_length,
+            starts if any_pair else [],
+        )
+        inputs["labels"] = self.labels_of(rows, inputs["input_ids"].shape[1])
+        return {name: tensor.to(self.runtime.device) for name, tensor in inputs.items()}
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        data = self._recipe.data
+        return epoch_order(data.seed, epoch, self._lengths, self._recipe.train.global_batch_rows, data.length_groups)
+
+    def _chosen(self, rank: int, world_size: int, step: int) -> tuple[NDArray[np.int64], list[Row]]:
+        """A rank's row numbers of a step, and which row of the training examples each of them is."""
+        all_rows, train = self._recipe.train.global_batch_rows, self.rows["train"]
+        row_numbers = np.arange(step * all_rows + rank, (step + 1) * all_rows, world_size, dtype=np.int64)
+        return row_numbers, [train[int(self._order(r // len(train))[r % len(train)])] for r in row_numbers.tolist()]
+
+    def _batch(self, rank: int, world_size: int, step: int) -> StepBatch:
+        """A rank's rows of global step `step`."""
+        row_numbers, chosen = self._chosen(rank, world_size, step)
+        micro = self.runtime.batch.micro_batch_rows
+        digest = np.zeros(2, np.int64)
+        for row_number, row in zip(row_numbers.tolist(), chosen, strict=True):
+            digest += _row_digest(row_number, row)
+        next_rows = row_numbers + self.lanes  # there are as many lanes as rows in a step
+        total = len(self.rows["train"])
+        return StepBatch(
+            data_step=step,
+            row_numbers=row_numbers,
+            micro_batches=[self.inputs(chosen[at : at + micro]) for at in range(0, len(chosen), micro)],
+            targets=sum(row.targets for row in chosen),
+            digest=digest,
+            cursors=np.stack([next_rows // total, next_rows % total, np.zeros_like(next_rows)], axis=1),
+        )
+
+    # ------------------------------------------------------------ evaluation
+
+    def evaluate(self, runtime: Runtime, module: nn.Module) -> dict[str, Any]:
+        """Loss and scores over the whole of the valid split, each row once."""
+        return self._evaluated("valid", runtime, module)
+
+    def evaluate_test(self, runtime: Runtime, module: nn.Module) -> dict[str, Any]:
+        """See `Task`."""
+        return self._evaluated("test", runtime, module) if "test" in self.rows else {}
+
+    def _evaluated(self, split: str, runtime: Runtime, module: nn.Module) -> dict[str, Any]:
+        """Rank k takes every world_size-th row of the split ordered by length.
+
+        All ranks make the same number of forward passes, which ZeRO-3 needs; where one has no row left, it repeats one
+        that does not count. The answers lie end to end in one vector, to which each rank adds its own.
+        """
+        rows = self.rows[split]
+        by_length = np.argsort([-len(row.ids) for row in rows], kind="stable")
+        mine = by_length[runtime.rank :: runtime.world_size]
+        micro = runtime.batch.micro_batch_rows
+        passes = -(-len(rows) // (micro * runtime.world_size))
+        places = np.concatenate([[0], np.cumsum([row.answer_size for row in rows])])
+        answers = np.zeros(int(places[-1]))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
+        for start in range(0, passes * micro, micro):
+            chosen = mine[start : start + micro]
+            loss, _ = module(**self.inputs([rows[i] for i in chosen] or [rows[0]]))
+            if len(chosen):
+                loss_sum += loss.double()
+                for index, answer in zip(chosen, self.answers([rows[i] for i in chosen]), strict=True):
+                    answers[places[index] : places[index + 1]] = answer
+        (loss_total,) = runtime.all_reduce_sum_float([loss_sum.item()])
+        summed = runtime.all_reduce_sum_float(answers)
+        scores = self.scores(split, np.split(summed, places[1:-1]))
+        report = scores.pop("report")
+        self._judged[split] = scores.pop("judged", [])
+        return {
+            "loss": float(loss_total) / max(sum(row.targets for row in rows), 1),
+            **scores,
+            "report": report | {"rows": len(self.splits.named()[split])} | self._facts_of(split),
+        }
+
+    def predictions(self) -> dict[str, list[dict[str, Any]]]:
+        """See `Task`."""
+        found = {}
+        for split, judged in self._judged.items():
+            described = map(self.described, self.splits.named()[split])
+            found[split] = [
+                {"line": line, "text": text[:LONGEST_SHOWN], "true": true} | each
+                for (line, true, text), each in zip(described, judged, strict=bool(judged))
+            ]
+        return found
+
+    def _facts_of(self, split: str) -> dict[str, Any]:
+        """What the reader noted about a split, for its report."""
+        facts = {
+            "texts_also_in_train": self.facts.get(f"{split}_texts_also_in_train"),
+            "dropped": self.facts.get(f"dropped_from_{split}"),
+        }
+        return {name: fact for name, fact in facts.items() if fact is not None}
+
+    # ------------------------------------------------------------ export
+
+    @staticmethod
+    def save_extras(recipe: ExampleRecipe, folder: Path) -> None:
+        """The tokenizer, cutting texts where training did, and what prediction needs of the recipe.
+
+        The labels are in the model's own config.
+        """
+        settings = {
+            "task": recipe.task,
+            "data": recipe.data.model_dump(mode="json", exclude={"train", "valid", "test"}),
+        }
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer, local_files_only=True)
+        tokenizer.model_max_length = recipe.data.sequence_length
+        tokenizer.save_pretrained(folder)
+
+
+def _row_digest(row_number: int, row: Row) -> NDArray[np.int64]:
+    record = np.int64(row_number).tobytes() + row.target.tobytes() + row.ids.tobytes()
+    return np.frombuffer(hashlib.blake2b(record, digest_size=16).digest(), np.int64)
+
+
+def _digest(rows: list[Row]) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        total.update(np.int64(len(row.ids)).tobytes() + row.ids.tobytes() + row.target.tobytes())
+    return total.hexdigest()

@@ -1,0 +1,330 @@
+"""A trained model ready to use: what it takes, and one JSON object for each of what it is given."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.utils import logging as transformers_logging
+
+from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.errors import UserError
+from dstrain.recipe.schema import QuestionAnsweringData, TokenClassificationData
+from dstrain.tasks.batching import Ids, encoded, encoded_pairs, padded
+from dstrain.tasks.example_task import SETTINGS
+from dstrain.tasks.question_answering import QuestionAnswering
+from dstrain.tasks.spans import NO_SPAN, best_spans, merged, span_rows
+from dstrain.tasks.tags import OUTSIDE, entities, pieces_of_spans, pieces_of_words
+
+GRAPH = "model.onnx"  # in a folder that `dstrain export --onnx` wrote
+HEADS = {
+    "ForSequenceClassification": ("sequence_classification", AutoModelForSequenceClassification),
+    "ForTokenClassification": ("token_classification", AutoModelForTokenClassification),
+    "ForQuestionAnswering": ("question_answering", AutoModelForQuestionAnswering),
+}
+
+
+class Predictor(Protocol):
+    """What `dstrain predict` and its like need of a model."""
+
+    fields: tuple[str, ...]  # what it takes, as records name it
+    tokens_field: str | None  # a list of tokens that may stand in for its only field
+
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        """One JSON object for each item, in order.
+
+        Args:
+            values: of each item, in the order of `fields`.
+            batch_rows: most rows that share a batch.
+        """
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable label of a text."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A Transformers folder with a head, and what `dstrain ckpt export` wrote down of its recipe's data."""
+
+    task: str
+    model: Any  # Transformers' own, or a graph that answers as it does
+    encoder: Encoder
+    length: int
+    data: dict[str, Any]
+
+    @property
+    def separators(self) -> int:
+        """[SEP]s between two texts."""
+        return 2 if self.model.config.model_type == "roberta" else 1
+
+    @torch.inference_mode()
+    def batches(self, rows: Sequence[Ids], second_starts: Sequence[int], batch_rows: int) -> Iterator[tuple[int, Any]]:
+        """What the model makes of each batch of rows in turn, and which row is the first of it."""
+        types = getattr(self.model.config, "type_vocab_size", 0) > 1 and len(second_starts) > 0
+        for start in range(0, len(rows), batch_rows):
+            part = rows[start : start + batch_rows]
+            starts = second_starts[start : start + batch_rows] if types else ()
+            yield start, self.model(**padded(part, self.encoder.pad_id, self.length, starts))
+
+
+def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
+    """The model of a Transformers folder. Raises UserError where it has no head that predicts.
+
+    Args:
+        folder: of the model.
+        precision: of weights and arithmetic: fp32, or bf16, which is faster where the processor has it, and less exact.
+    """
+    loaded = load(folder)
+    if precision == "bf16":
+        if (folder / GRAPH).is_file():
+            raise UserError(f"{folder} is an ONNX graph of fixed precision; use fp32, or the Transformers folder")
+        loaded.model.bfloat16()
+    kinds: dict[str, type[TextClassifier] | type[TokenTagger] | type[AnswerFinder]] = {
+        "sequence_classification": TextClassifier,
+        "token_classification": TokenTagger,
+        "question_answering": AnswerFinder,
+    }
+    return kinds[loaded.task](loaded)
+
+
+class TextClassifier:
+    """One label of a text or a pair of texts, several, or a number."""
+
+    fields: tuple[str, ...]
+    tokens_field: str | None = None
+
+    def __init__(self, source: Path | Loaded) -> None:
+        """Load the folder. Raises UserError where it holds no such model."""
+        loaded = load(source) if isinstance(source, Path) else source
+        if loaded.task != "sequence_classification":
+            raise UserError(f"{source} holds a {loaded.task} model without a classification head of texts")
+        self._loaded, self.model, self.encoder, self.length = loaded, loaded.model, loaded.encoder, loaded.length
+        self.labels: dict[int, str] = self.model.config.id2label
+        pair = loaded.data.get("pair_field")
+        self.fields = (loaded.data.get("text_field", "text"), *([pair] if pair else []))
+
+    def predict(self, texts: list[str]) -> list[Prediction]:
+        """The most probable label of texts, which share one batch. Longer ones are cut where training cut them."""
+        logits = self._logits([(text,) for text in texts], len(texts))
+        best = logits.softmax(dim=-1).max(dim=-1)
+        return [
+            Prediction(self.labels[index], probability)
+            for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        """See `Predictor`: label and probability; or `labels`, those that are more probable than not; or `number`."""
+        logits = self._logits(values, batch_rows)
+        problem = self.model.config.problem_type
+        if problem == "regression":
+            return [{"number": round(number, 6)} for number in logits[:, 0].tolist()]
+        if problem == "multi_label_classification":
+            return [{"labels": self._likely(row)} for row in logits.sigmoid().tolist()]
+        best = logits.softmax(dim=-1).max(dim=-1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [{"label": self.labels[index], "probability": round(chance, 6)} for index, chance in pairs]
+
+    def _likely(self, chances: list[float]) -> list[dict[str, Any]]:
+        ordered = sorted(enumerate(chances), key=lambda pair: -pair[1])
+        return [{"label": self.labels[at], "probability": round(chance, 6)} for at, chance in ordered if chance > 0.5]
+
+    def _logits(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> Tensor:
+        """fp32 (items, labels)."""
+        if len(self.fields) == 2:
+            pairs = [(first, second) for first, second in values]
+            rows, starts = zip(*encoded_pairs(self.encoder, pairs, self.length, self._loaded.separators), strict=True)
+        else:
+            rows, starts = tuple(encoded(self.encoder, (text for (text,) in values), self.length)), ()
+        return torch.cat([outputs.logits.float() for _, outputs in self._loaded.batches(rows, starts, batch_rows)])
+
+
+class TokenTagger:
+    """A tag for each token that is given, or the entities of a text with the characters where they are."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """`loaded`: a token classifier."""
+        data = TokenClassificationData(**_data_keys(loaded, TokenClassificationData))
+        self._loaded, self._data = loaded, data
+        self._tags: dict[int, str] = loaded.model.config.id2label
+        self.fields: tuple[str, ...] = ("text",)
+        self.tokens_field: str | None = data.tokens_field
+
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        """See `Predictor`: `tags` of a tuple of tokens, `entities` of a text, whose words are its tokenizer's."""
+        encoder, data = self._loaded.encoder, self._data
+        spans = [self._words(value) if isinstance(value, str) else [] for (value,) in values]
+        found = [
+            pieces_of_spans(encoder, [value], [words])[0]
+            if isinstance(value, str)
+            else pieces_of_words(encoder, [value], data.joiner)[0]
+            for (value,), words in zip(values, spans, strict=True)
+        ]
+        stride = min(data.stride, (self._loaded.length - 2) // 2)
+        shown = [
+            (number, ids, pieces.owned(window))
+            for number, pieces in enumerate(found)
+            for ids, window in pieces.windows(encoder, self._loaded.length, stride)
+        ]
+        tags = [
+            [OUTSIDE] * len(words if isinstance(value, str) else value)
+            for (value,), words in zip(values, spans, strict=True)
+        ]
+        for start, outputs in self._loaded.batches([ids for _, ids, _ in shown], (), batch_rows):
+            chosen = outputs.logits.argmax(dim=-1).numpy()
+            for row, (number, _, (words_owned, places)) in enumerate(shown[start : start + len(chosen)]):
+                for word, tag in zip(words_owned.tolist(), chosen[row, places].tolist(), strict=True):
+                    tags[number][word] = self._tags[tag]
+        return [
+            {"entities": _entities(value, words, own)} if isinstance(value, str) else {"tags": own}
+            for (value,), words, own in zip(values, spans, tags, strict=True)
+        ]
+
+    def _words(self, text: str) -> list[tuple[int, int]]:
+        """Characters of each word of a text, as its tokenizer separates them."""
+        encoding = self._loaded.encoder.tokenizer.encode(text, add_special_tokens=False)
+        words: dict[int, tuple[int, int]] = {}
+        for word, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
+            if word is not None and start < end:
+                start += len(text[start:end]) - len(text[start:end].lstrip())
+                words[word] = (min(start, words.get(word, (start, end))[0]), end)
+        return list(words.values())
+
+
+def _entities(text: str, words: list[tuple[int, int]], tags: list[str]) -> list[dict[str, Any]]:
+    found = [(words[first][0], words[last - 1][1], kind) for first, last, kind in entities(tags[: len(words)])]
+    return [{"type": kind, "text": text[start:end], "start": start, "end": end} for start, end, kind in found]
+
+
+class AnswerFinder:
+    """The answer to a question in a text, and the next best ones."""
+
+    fields: tuple[str, ...]
+    tokens_field: str | None = None
+
+    def __init__(self, loaded: Loaded) -> None:
+        """`loaded`: a question-answering model."""
+        self._loaded, self._data = loaded, QuestionAnsweringData(**_data_keys(loaded, QuestionAnsweringData))
+        self.fields = (self._data.question_field, self._data.context_field)
+
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        """See `Predictor`: `answer` (empty where the model may say so), its characters, its score, and `n_best`."""
+        loaded, data = self._loaded, self._data
+        rows = span_rows(
+            loaded.encoder,
+            [(question, context) for question, context in values],
+            length=loaded.length,
+            stride=data.stride,
+            question_length=min(data.question_length, loaded.length // 2),
+            separators=loaded.separators,
+        )
+        windows: list[list[tuple[float, list[tuple[int, int, float]]]]] = [[] for _ in values]
+        starts = [row.window_start for row in rows]
+        for first, outputs in loaded.batches([row.ids for row in rows], starts, batch_rows):
+            logits = QuestionAnswering.logits_of(outputs).float().numpy().astype(np.float64)  # (rows, tokens, 2)
+            for row, own in zip(rows[first : first + len(logits)], logits, strict=True):
+                best = best_spans(row, own[:, 0], own[:, 1], data.n_best, data.longest_answer)
+                windows[row.question].append(best)
+        return [self._answer(context, found) for (_, context), found in zip(values, windows, strict=True)]
+
+    def _answer(self, context: str, found: list[tuple[float, list[tuple[int, int, float]]]]) -> dict[str, Any]:
+        null, spans = merged(found, self._data.n_best)
+        ranked = [
+            {"answer": context[start:end], "start": start, "end": end, "score": round(score, 4)}
+            for start, end, score in spans
+        ]
+        best_score = spans[0][2] if spans else NO_SPAN
+        empty = {"answer": "", "start": 0, "end": 0, "score": round(null, 4)}
+        nothing = not ranked or (self._data.unanswerable and null - best_score > self._data.null_threshold)
+        return (empty if nothing else ranked[0]) | {"n_best": ranked}
+
+
+# ---------------------------------------------------------------- folders
+
+
+def transformers_folder(model: Path) -> Path:
+    """The Transformers folder that MODEL stands for: itself, or the `export` in a run's folder.
+
+    Raises:
+        UserError: it is a run's folder without an export.
+    """
+    if not (model / "recipe.yaml").is_file() or (model / "config.json").is_file():
+        return model
+    export = model / "export"
+    if not (export / "config.json").is_file():
+        raise UserError(f"{model} is a run that was not exported yet; run: dstrain ckpt export {model} --out {export}")
+    return export
+
+
+def load(folder: Path) -> Loaded:
+    """Load the model of a Transformers folder in fp32.
+
+    Raises:
+        UserError: there is none in it, or one without a head that predicts (its predictions would be random).
+    """
+    remedy = "give a folder that `dstrain ckpt export` wrote from a fine-tuning run"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json, so it is no Transformers folder; {remedy}")
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        names = config.architectures or []
+        heads = [head for suffix, head in HEADS.items() if any(name.endswith(suffix) for name in names)]
+        if not heads:
+            raise UserError(f"{folder} holds {' or '.join(names) or 'a model'} without a classification head; {remedy}")
+        task, auto = heads[0]
+        if (folder / GRAPH).is_file():
+            from dstrain.serve.onnx import OnnxModel
+
+            model: Any = OnnxModel(folder)
+        else:
+            model = auto.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True).eval()
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
+    return Loaded(task, model, load_encoder(folder), longest_text(folder, model), _settings(folder))
+
+
+def longest_text(folder: Path, model: Any) -> int:
+    """Tokens of the longest text that the model takes: as training cut them, and no more than it has positions."""
+    positions = int(model.config.max_position_embeddings)
+    if model.config.model_type == "roberta":
+        positions -= 2  # its positions start at 2
+    try:
+        trained = json.loads((folder / "tokenizer_config.json").read_bytes()).get("model_max_length")
+    except (OSError, ValueError):
+        trained = None
+    return min(positions, trained) if isinstance(trained, int) else positions
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The recipe's `data` as the export wrote it down; nothing where another program made the folder."""
+    try:
+        data: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())["data"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SETTINGS} is damaged: {error}; export the run again") from error
+    return data
+
+
+def _data_keys(loaded: Loaded, section: type[Any]) -> dict[str, Any]:
+    """Keys of a recipe's `data` that prediction goes by; the files of training are not needed any more."""
+    kept = {key: value for key, value in loaded.data.items() if key in section.model_fields}
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    return {"sequence_length": loaded.length, **lists, "train": "-"}

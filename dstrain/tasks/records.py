@@ -1,0 +1,116 @@
+"""Records of a data file: one mapping of fields each, and the line it starts on. Every format gives the same.
+
+    records_of("train.csv", Reading())  ─►  Record("train.csv:2", {"text": "…", "label": "a"}), …
+
+    .csv .tsv        a header line, or the names in `columns`; a quote means nothing in .tsv
+    .jsonl           one object a line
+    .json            a list of objects, {"data": [objects]}, or SQuAD's articles, flattened to one question a record
+    .parquet         one row a record
+    .txt             one text a line, its label before it: `positive What a film`; fields label and text
+    .conll           a token a line with its columns, a blank line after each sentence; fields tokens and tags
+    datasets://…     NAME[:CONFIG]#SPLIT, from the local cache of `datasets` or a folder that it saved
+
+A file whose name goes on with .gz is unpacked as it is read. What cannot be read as a record is one with a `problem`.
+"""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dstrain.errors import CorpusError
+from dstrain.recipe.schema import FILE_FORMATS
+
+DATASETS = "datasets://"
+SUFFIXES = {".ndjson": "jsonl", ".txt": "text", ".iob": "conll", ".bio": "conll", ".conllu": "conll"} | {
+    f".{name}": name for name in FILE_FORMATS if name != "text"
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the file holds at `place` (FILE:LINE). `problem`: why it has no fields; `fatal`: nor has what follows."""
+
+    place: str
+    line: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Args:
+        format: one of `FILE_FORMATS`; None goes by the file's name.
+        columns: names of the columns of a .csv or .tsv without header.
+        encoding: Python's name of a file's encoding.
+        token_pattern: a regular expression whose first group is the token, in .conll files that add something to it.
+    """
+
+    format: str | None = None
+    columns: tuple[str, ...] = ()
+    token_pattern: str | None = None
+    encoding: str = "utf-8"
+
+
+def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> Iterator[Record]:
+    """The records of a file or of a data set.
+
+    Args:
+        location: a path or datasets://NAME[:CONFIG]#SPLIT.
+        reading: how it is read.
+        needed: fields that every record must have, and for each the recipe's key that named it. A header is held to
+            them; records are, by whoever uses them.
+
+    Raises:
+        CorpusError: it cannot be opened, is no UTF-8, is of no known format, or its header lacks a needed field.
+    """
+    from dstrain.tasks import formats
+
+    if location.startswith(DATASETS):
+        return formats.datasets_records(location)
+    path = Path(location)
+    kind = format_of(path, reading.format)
+    if kind == "parquet":
+        return formats.parquet_records(path, needed)
+    content = _decoded(path, reading.encoding)
+    if kind in ("csv", "tsv"):
+        return formats.csv_records(content, path, reading.columns, needed, tabs=kind == "tsv")
+    if kind == "conll":
+        return formats.conll_records(content, path, reading.token_pattern)
+    return {"json": formats.json_records, "jsonl": formats.jsonl_records, "text": formats.text_records}[kind](
+        content, path
+    )
+
+
+def format_of(path: Path, given: str | None) -> str:
+    """One of `FILE_FORMATS`. Raises CorpusError where neither `given` nor the file's name says it."""
+    suffixes = path.suffixes[:-1] if path.suffix == ".gz" else path.suffixes
+    kind = given or (SUFFIXES.get(suffixes[-1]) if suffixes else None)
+    if kind is None:
+        raise CorpusError(
+            f"{path}: its name does not tell its format; set data.format to one of {', '.join(FILE_FORMATS)}"
+        )
+    return kind
+
+
+def _decoded(path: Path, encoding: str) -> str:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: not a whole gzip file ({error}); make or copy it again") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: {error.strerror or error}; correct the path") from error
+    try:
+        return content.decode("utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CorpusError(
+            f"{path}:{line}: not {encoding.upper()} (byte 0x{content[error.start]:02x}); convert the file to UTF-8, or "
+            f"set data.encoding to what it is in"
+        ) from error

@@ -1,0 +1,185 @@
+"""Train, valid and test examples of a recipe: what is dropped and why, and what the splits share.
+
+A line that is no example is a mistake, and all of a file's mistakes are reported together; with
+`data.on_bad_example: drop` they are counted by reason instead, and the run says so as it starts.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from dstrain.data.counter_rng import permutation, stream_key
+from dstrain.errors import CorpusError
+from dstrain.recipe.messages import nearest
+from dstrain.recipe.schema import ExampleData
+from dstrain.tasks.records import Reading, Record, records_of
+
+MISTAKES_SHOWN = 20
+REASONS_SHOWN = 5
+E = TypeVar("E")
+Parse = Callable[[Record], E | str]  # an example, or what is wrong with the record and what to do about it
+
+
+class Dropped(str):
+    """What is wrong with a record that is left out whatever `data.on_bad_example` says."""
+
+    __slots__ = ()
+
+
+@dataclass
+class Splits(Generic[E]):
+    """The examples of a task. `test` is empty where the recipe has none."""
+
+    train: list[E]
+    valid: list[E]
+    test: list[E] = field(default_factory=list)
+
+    def named(self) -> dict[str, list[E]]:
+        """By name, those that there are."""
+        return {name: part for name, part in vars(self).items() if part}
+
+
+class SplitReader:
+    """Reads the splits of a recipe. `notes` are lines for the log, `facts` the same numbers for reports."""
+
+    def __init__(self, data: ExampleData, needed: Mapping[str, str], token_pattern: str | None = None) -> None:
+        """`needed`: the fields that every record must have, each with the key of the recipe that names it."""
+        self._data, self._needed = data, needed
+        self._reading = Reading(data.format, data.columns, token_pattern, data.encoding)
+        self.notes: list[str] = []
+        self.facts: dict[str, Any] = {}
+
+    def read(self, split: str, parse: Parse[E]) -> list[E]:
+        """The examples of data.train, data.valid or data.test.
+
+        Raises:
+            CorpusError: there is none, or with a line for each mistake (the first twenty): file, line, what is wrong,
+                what to do.
+        """
+        location = getattr(self._data, split)
+        examples: list[E] = []
+        mistakes: list[str] = []
+        refused: list[str] = []
+        reasons: Counter[str] = Counter()
+        for record in records_of(location, self._reading, self._needed):
+            found = record.problem or self._missing(record) or parse(record)
+            if not isinstance(found, str):
+                examples.append(found)
+                continue
+            mistakes.append(f"{record.place}: {found}")
+            reasons[found.split(";")[0]] += 1
+            if not isinstance(found, Dropped):
+                refused.append(mistakes[-1])
+            if record.fatal:
+                refuse(refused)
+        if self._data.on_bad_example == "stop":
+            refuse(refused)
+        if not examples:
+            refuse(mistakes)
+            raise CorpusError(f"{location}: no example in it; give one a line")
+        if mistakes:
+            self._note_dropped(split, location, mistakes, reasons, len(examples))
+        return examples
+
+    def hold_out(self, train: list[E]) -> tuple[list[E], list[E]]:
+        """Split off data.hold_out examples, drawn by data.seed. Raises CorpusError where hardly any would be left."""
+        count = self._data.hold_out
+        assert count is not None, "a valid recipe has data.valid or data.hold_out"
+        if count >= len(train):
+            raise CorpusError(
+                f"data.hold_out={count} takes all of the {len(train)} examples of {self._data.train}; use a tenth of "
+                f"them, as in {max(1, len(train) // 10)}"
+            )
+        drawn = set(permutation(stream_key(self._data.seed, "hold out"), len(train))[:count].tolist())
+        kept = [example for number, example in enumerate(train) if number not in drawn]
+        return kept, [example for number, example in enumerate(train) if number in drawn]
+
+    def splits(
+        self, parse: Parse[E], parse_held_out: Callable[[list[E]], Parse[E]], key: Callable[[E], Any]
+    ) -> Splits[E]:
+        """All splits, and what they share.
+
+        Args:
+            parse: for data.train.
+            parse_held_out: given the training examples, what judges records of data.valid and data.test.
+            key: what makes two examples the same text.
+
+        Raises:
+            CorpusError: as `read`; or data.test has exactly the texts of data.train.
+        """
+        train = self.read("train", parse)
+        judge = parse_held_out(train)
+        if self._data.valid is None:
+            train, valid = self.hold_out(train)
+        else:
+            valid = self.read("valid", judge)
+        test = self.read("test", judge) if self._data.test is not None else []
+        found = Splits(train, valid, test)
+        self._note_shared(found, key)
+        return found
+
+    def _missing(self, record: Record) -> str | None:
+        for name in self._needed:
+            if name not in record.fields:
+                return f"has no field {name!r}" + meant(name, record.fields, "; did you mean {!r}?", "; add it")
+        return None
+
+    def _note_dropped(self, split: str, location: str, mistakes: list[str], reasons: Counter[str], kept: int) -> None:
+        self.facts[f"dropped_from_{split}"] = dict(reasons)
+        self.notes.append(f"data.{split}: dropped {len(mistakes):,} of {len(mistakes) + kept:,} examples of {location}")
+        shown = reasons.most_common(REASONS_SHOWN)
+        self.notes += [f"  {count:,} × {reason}" for reason, count in shown]
+        if len(reasons) > len(shown):
+            self.notes.append(f"  and {sum(reasons.values()) - sum(count for _, count in shown):,} for other reasons")
+        self.notes.append(f"  the first: {mistakes[0]}")
+
+    def _note_shared(self, splits: Splits[E], key: Callable[[E], Any]) -> None:
+        train = {key(example) for example in splits.train}
+        for name, part in (("valid", splits.valid), ("test", splits.test)):
+            texts = {key(example) for example in part}
+            shared = len(texts & train)
+            if name == "test" and texts and texts == train:
+                raise CorpusError(
+                    f"data.test={self._data.test} has exactly the texts of data.train={self._data.train}: its score "
+                    f"would say what was remembered, not what was learned; give other examples, or none"
+                )
+            if part:
+                self.facts[f"{name}_texts_also_in_train"] = shared
+            if shared:
+                self.notes.append(
+                    f"data.{name}: {shared:,} of its {len(texts):,} texts are in the training examples too; each makes "
+                    f"the score look better than it is"
+                )
+
+
+def text_problem(text: Any, name: str, longest: int) -> str | None:
+    """What is wrong with a field that ought to be text, and what to do about it."""
+    if not isinstance(text, str):
+        return f"{name} is {shown(text)}, not text; put it in quotes"
+    if not text.strip():
+        return f"{name} is empty; write the text, or drop the line"
+    if len(text) > longest:
+        return (
+            f"{name} has {len(text):,} characters, more than data.longest_text={longest}; split it, look for a quote "
+            f"that is never closed, or raise data.longest_text"
+        )
+    return None
+
+
+def meant(word: str, choices: Iterable[str], with_nearest: str, without: str) -> str:
+    """`with_nearest` with the choice that looks most like `word`, or `without`."""
+    close = nearest(word, choices)
+    return without if close is None else with_nearest.format(close)
+
+
+def shown(value: Any) -> str:
+    """A value in a message."""
+    return repr(value)[:40] if not isinstance(value, bool) else str(value).lower()
+
+
+def refuse(mistakes: list[str]) -> None:
+    """Raise a CorpusError of the mistakes, the first twenty of them in full, if there are any."""
+    if mistakes:
+        more = len(mistakes) - MISTAKES_SHOWN
+        raise CorpusError("\n".join(mistakes[:MISTAKES_SHOWN] + ([f"and {more:,} more mistakes"] if more > 0 else [])))

@@ -1,0 +1,188 @@
+"""What a task supplies to the one training loop: a model, the rows of each step, and how to score."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dstrain.errors import RecipeError
+from dstrain.model.shape import ModelShape
+from dstrain.plan import step_flops, total_steps
+from dstrain.recipe.schema import MaskedLmRecipe, QuestionAnsweringRecipe, Recipe, TokenClassificationRecipe
+from dstrain.train.runtime import Runtime
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of one global step.
+
+    `targets` counts what the loss sums over on this rank; `digest` is two int64 whose sums over ranks, modulo 2**64,
+    identify the global batch; `cursors` (lanes of this rank, 3) say where each lane stands after this step.
+    """
+
+    data_step: int
+    row_numbers: NDArray[np.int64]  # (rows of this rank,), in the order of the micro-batches
+    micro_batches: Sequence[Inputs]
+    targets: int
+    digest: NDArray[np.int64]  # (2,)
+    cursors: NDArray[np.int64]
+    bad_samples: int = 0
+    bad_sample_reports: tuple[str, ...] = ()
+    seconds_waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowDocument:
+    """A document, or a piece of one, within a row: what people look at when a step went wrong."""
+
+    row: int  # number of the row in the run
+    first_token: int  # where in the row it starts
+    tokens: int
+    file: str
+    sample: str  # its key in the shard, or its line in the file
+    document: int | None  # its number within a sample that holds several
+    text: str
+
+
+@dataclass(frozen=True)
+class TaskTotals:
+    """Size of a run: its steps, and for one global step the tokens and the floating-point operations of training."""
+
+    steps: int
+    tokens_per_step: int
+    flops_per_step: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, shape: ModelShape, corpus_tokens: int | None) -> Self:
+        """From the recipe's arithmetic. Raises RecipeError where the length is in epochs of an unknown size."""
+        steps = total_steps(recipe, corpus_tokens)
+        if steps is None:
+            raise RecipeError(
+                f"train.epochs={recipe.train.epochs}, but nobody counted the corpus's tokens; give train.steps or "
+                f"train.tokens, or make token shards with `dstrain shards build --tokenizer`"
+            )
+        tokens = recipe.train.global_batch_rows * recipe.data.sequence_length
+        return cls(steps, tokens, step_flops(recipe, shape).model * tokens)
+
+
+def task_class(recipe: Recipe) -> type["Task"]:
+    """The class of the task that a recipe names."""
+    if isinstance(recipe, MaskedLmRecipe):
+        from dstrain.tasks.masked_lm import MaskedLm
+
+        return MaskedLm
+    if isinstance(recipe, TokenClassificationRecipe):
+        from dstrain.tasks.token_classification import TokenClassification
+
+        return TokenClassification
+    if isinstance(recipe, QuestionAnsweringRecipe):
+        from dstrain.tasks.question_answering import QuestionAnswering
+
+        return QuestionAnswering
+    from dstrain.tasks.sequence_classification import SequenceClassification
+
+    return SequenceClassification
+
+
+class Task(ABC):
+    """A training objective, built alike on every rank. The loop owns optimizer, checkpoints, logging and stopping."""
+
+    auto_model: ClassVar[Any]  # the class of Transformers that loads what is exported
+    model: PreTrainedModel  # fp32 as Transformers builds it: the names and shapes of what is saved
+    runtime: Runtime
+    module: nn.Module  # wraps `model`; called on a micro-batch it returns (sum of losses, number right)
+    totals: TaskTotals
+    lanes: int  # rows this far apart share a cursor
+    max_bad_samples: int
+    has_valid: bool = True  # whether there is held-out data
+    counts_right: bool = True  # whether a prediction is right or wrong
+    notes: Sequence[str] = ()  # what people should know about the data, for the log
+
+    @abstractmethod
+    def __init__(self, recipe: Any, runtime: Runtime) -> None: ...
+
+    def steps(self, data_step: int, cursors: NDArray[np.int64] | None) -> AbstractContextManager[Iterator[StepBatch]]:
+        """This rank's step batches from `data_step` on: `rank_steps` of the runtime's rank."""
+        return self.rank_steps(self.runtime.rank, self.runtime.world_size, data_step, cursors)
+
+    @abstractmethod
+    def rank_steps(
+        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
+    ) -> AbstractContextManager[Iterator[StepBatch]]:
+        """An endless stream of the step batches of any rank of any world, from `data_step` on.
+
+        Args:
+            rank: whose batches.
+            world_size: of how many ranks.
+            data_step: the first one; data step t consists of the rows t × global_batch_rows and following.
+            cursors: (lanes, 3) as saved, or None at the beginning of a run.
+        """
+
+    @abstractmethod
+    def documents(
+        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
+    ) -> list[RowDocument]:
+        """The documents in a rank's rows of one data step, by row and place in it.
+
+        Args:
+            rank: whose rows.
+            world_size: of how many ranks.
+            data_step: which step.
+            cursors: (lanes, 3), where the lanes stood before it; None at the beginning of a run.
+        """
+
+    @abstractmethod
+    def evaluate(self, runtime: Runtime, module: nn.Module) -> dict[str, Any]:
+        """Metrics on the held-out data, equal on every rank and for every number of ranks. A collective call.
+
+        Values are numbers, or JSON for reports (a confusion matrix, say).
+        """
+
+    def evaluate_test(self, runtime: Runtime, module: nn.Module) -> dict[str, Any]:
+        """Metrics on the test split at the end of a run; none where there is no such split. A collective call."""
+        return {}
+
+    def predictions(self) -> dict[str, list[dict[str, Any]]]:
+        """By split, what the last evaluation said of each example, for reports: JSON, none for tasks without examples.
+
+        `line`, `text`, `true` and `predicted` are for people; `confidence` is the probability of what was predicted;
+        `scores` are averaged over examples, `counts` (hits, predicted, true) added up to an F1; `label` is there where
+        an example has exactly one.
+        """
+        return {}
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its resume (corpus digest, batch, masking, …), as JSON."""
+
+    # ------------------------------------------------------------ export: needs a recipe and a model, no data
+
+    @staticmethod
+    @abstractmethod
+    def training_logits(model: PreTrainedModel, documents: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each document, computed on the path that training takes (packed, say), all in one batch.
+
+        Args:
+            model: in evaluation mode, fp32.
+            documents: int64 token ids (tokens,), of different lengths, without the padding id.
+        """
+
+    @staticmethod
+    def logits_of(outputs: Any) -> Tensor:
+        """The logits (rows, …) of what an exported model returns, in the form of `training_logits`."""
+        logits: Tensor = outputs.logits
+        return logits
+
+    @staticmethod
+    @abstractmethod
+    def save_extras(recipe: Any, folder: Path) -> None:
+        """Write beside an exported model what its user needs: the tokenizer, say. `recipe` is one of this task."""

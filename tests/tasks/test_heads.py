@@ -1,0 +1,203 @@
+"""Every head, trained for real in one process: resumed exactly, its parameters as planned, exported as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from labelled import write_examples
+from ranks import run_ranks
+from safetensors.numpy import load_file
+from training import model_weights, training
+
+from dstrain.cli import main
+from dstrain.plan.text import make_plan
+from dstrain.recipe.load import load_recipe
+from dstrain.recipe.show import resolved_yaml
+from dstrain.tasks.answer_scores import exact
+from dstrain.train.loop import Loop, StopRequest
+from dstrain.train.reporting import Reporter
+
+pytestmark = pytest.mark.ranks
+
+RECIPE = """
+name: tiny
+model: {{architecture: {architecture}, config: {{vocab_size: 128, hidden_size: 16, num_hidden_layers: 2,
+  num_attention_heads: 2, intermediate_size: 32, max_position_embeddings: 40}}}}
+tokenizer: {folder}/tokenizer
+data: {{{data}, sequence_length: 16, seed: 3}}
+train: {{global_batch_rows: 4, micro_batch_rows: 2, steps: 6, precision: fp32}}
+optimizer: {{learning_rate: 1e-2}}
+schedule: {{name: constant}}
+checkpoint: {{every_steps: 3}}
+log: {{tensorboard: false, every_steps: 1}}
+task: {task}
+"""
+SENTENCE = "the red apple of the blue sky"
+RECORDS: dict[str, dict[str, Any]] = {
+    "pairs": {"text": SENTENCE, "pair": "green leaf " * 9, "label": 1.5},
+    "sets": {"text": SENTENCE, "label": ["red", "blue"]},
+    "tags": {
+        "tokens": SENTENCE.split() * 3,
+        "tags": ["O", "B-colour", "I-colour", "O", "O", "B-colour", "B-thing"] * 3,
+    },
+}
+RECORDS["answers"] = {
+    "question": "which colour is the leaf",
+    "context": SENTENCE * 3,
+    "answers": [{"text": "red apple", "answer_start": 4}],
+}
+HEADS = {
+    "answers": ("roberta", "question_answering", "stride: 2, question_length: 4, unanswerable: true, n_best: 3"),
+    "pairs": ("bert", "sequence_classification", "pair_field: pair, target: number"),
+    "sets": ("roberta", "sequence_classification", "target: labels, labels: [red, blue, green]"),
+    "tags": ("modernbert", "token_classification", "stride: 4, labels: [colour, thing]"),
+}
+METRICS = {
+    "answers": ("loss", "exact_match", "f1", "answerable_f1", "unanswerable_f1"),
+    "pairs": ("loss", "pearson", "mean_squared_error"),
+    "sets": ("loss", "micro_f1", "auroc"),
+    "tags": ("loss", "precision", "recall", "f1", "token_accuracy"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("heads"))
+
+
+def write_recipe(folder: Path, name: str) -> Path:
+    """Six examples of a head, and a recipe for it."""
+    architecture, task, keys = HEADS[name]
+    for split, lines in (("train", 6), ("valid", 5)):
+        records = [varied(RECORDS[name], number) for number in range(lines)]
+        (folder / f"{name}-{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if name == "tags":
+        (folder / "tags-test.jsonl").write_text(json.dumps({"tokens": ["sky"], "tags": ["B-thing"]}) + "\n")
+        keys += f", test: {folder}/tags-test.jsonl"
+    files = f"train: {folder}/{name}-train.jsonl, valid: {folder}/{name}-valid.jsonl"
+    path = folder / f"{name}.yaml"
+    path.write_text(RECIPE.format(folder=folder, task=task, architecture=architecture, data=f"{files}, {keys}"))
+    return path
+
+
+def varied(record: dict[str, Any], number: int) -> dict[str, Any]:
+    """An example that differs from the one before it, in length and in what it is to be taken for."""
+    if "tokens" in record:
+        return {name: values[number:] for name, values in record.items()}
+    if "answers" in record:
+        question = record["question"][: 6 + number]
+        return record | {"question": question, "answers": record["answers"] if number % 2 else []}
+    label = record["label"]
+    return record | {
+        "text": " ".join(record["text"].split()[number:]),
+        "label": label[number % 2 :] if isinstance(label, list) else label * number,
+    }
+
+
+OVERRIDES = {
+    "sets": ["model.frozen_layers=1", "optimizer.layer_decay=0.5", "train.zero.stage=2"],
+    "stopped": [
+        "checkpoint.keep_last=1",
+        "evaluate.every_steps=1",
+        "early_stopping={metric: loss, direction: maximize, patience: 2}",  # the first evaluation is the best by that
+    ],
+}
+
+
+def live(
+    rank: int, world: int, recipe_file: Path, run_dir: Path, steps: list[int], overrides: list[str]
+) -> list[dict[str, Any]]:
+    """Start a run once for each number of steps, to stop after it, and tell its weights each time."""
+    found = []
+    for target in steps:
+        recipe = load_recipe(recipe_file, [f"train.steps={target}", *overrides]).recipe
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "recipe.yaml").write_text(resolved_yaml(recipe))
+        with training(recipe) as (runtime, task), Reporter(runtime, recipe, run_dir, 1, target) as report:
+            assert Loop(runtime, task, run_dir, report, StopRequest()).run() == "done"
+            found.append({name: value.tolist() for name, value in model_weights(runtime, task).items()})
+    return found
+
+
+def rescored(name: str, records: list[dict[str, Any]], predicted: list[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of what `dstrain predict` said: those of the evaluation, if it is the same model on the same rows."""
+    pairs = list(zip(records, predicted, strict=True))
+    if name == "pairs":
+        return {"mean_squared_error": float(np.mean([(one["label"] - said["number"]) ** 2 for one, said in pairs]))}
+    if name == "sets":
+        chosen = [{each["label"] for each in said["labels"]} for said in predicted]
+        return {
+            "accuracy": float(np.mean([set(one["label"]) == own for one, own in zip(records, chosen, strict=True)]))
+        }
+    if name == "tags":
+        right = [tag == own for one, said in pairs for tag, own in zip(one["tags"], said["tags"], strict=True)]
+        return {"token_accuracy": float(np.mean(right))}
+    true = [one["answers"][0]["text"] if one["answers"] else "" for one in records]
+    assert all(len(said["n_best"]) == 3 for said in predicted)
+    same = [exact(said["answer"], answer, "en") for said, answer in zip(predicted, true, strict=True)]
+    return {"exact_match": float(np.mean(same))}
+
+
+def logged(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_planned_resumed_and_exported_exactly(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(folder, name)
+    overrides = OVERRIDES.get(name, [])
+    ((whole,),) = run_ranks(1, live, path, folder / f"{name}-whole", [6], overrides)
+    ((half, resumed),) = run_ranks(1, live, path, folder / f"{name}-parts", [3, 6], overrides)
+    assert whole == resumed
+    still = {key for key in whole if half[key] == whole[key]}
+    assert ("roberta.encoder.layer.0.output.dense.weight" in still) == (name == "sets")
+    assert not any(".layer.1." in key and ".weight" in key for key in still)
+    ledgers = [(folder / f"{name}-{run}" / "ledger.jsonl").read_text() for run in ("whole", "parts")]
+    assert ledgers[0] == ledgers[1]
+    plan = make_plan(load_recipe(path).recipe, 1, None)
+    assert plan.total_parameters == sum(int(np.size(value)) for value in whole.values())
+    assert main(["ckpt", "export", str(folder / f"{name}-whole")]) == 0
+    capsys.readouterr()
+    evaluation = next(line for line in reversed(logged(folder / f"{name}-whole")) if "valid_loss" in line)
+    assert evaluation["step"] == 6
+    assert {f"valid_{metric}" for metric in METRICS[name]} <= evaluation.keys()
+    assert evaluation["valid_report"]["rows"] == 5
+    test = folder / f"{name}-whole" / "test.json"
+    assert test.exists() == (name == "tags")
+    if name == "tags":
+        scores = json.loads(test.read_text())
+        assert (scores["last_step"], scores["step"], scores["report"]["rows"]) == (6, 6, 1)
+    assert main(["report", str(folder / f"{name}-whole"), str(folder / f"{name}-parts")]) == 0
+    assert main(["report", str(folder / f"{name}-whole")]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"held-out {metric}" in shown for metric in METRICS[name])
+    assert ("test token_accuracy" in shown) == (name == "tags")
+    records = [json.loads(line) for line in (folder / f"{name}-valid.jsonl").read_text().splitlines()]
+    assert (
+        main(["predict", str(folder / f"{name}-whole"), str(folder / f"{name}-valid.jsonl"), "--batch-rows", "2"]) == 0
+    )
+    predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(predicted) == 5
+    for metric, value in rescored(name, records, predicted).items():
+        assert value == pytest.approx(evaluation[f"valid_{metric}"], abs=1e-5), metric
+
+
+def test_a_run_stops_early_and_ends_with_its_best_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, run_dir = write_recipe(folder, "pairs"), folder / "stopped"
+    ((first, again),) = run_ranks(1, live, path, run_dir, [6, 6], OVERRIDES["stopped"])
+    evaluated = [line["step"] for line in logged(run_dir) if "valid_loss" in line]
+    assert evaluated == [1, 2, 3], "started again it is done already"
+    losses = [line["valid_loss"] for line in logged(run_dir) if "valid_loss" in line]
+    assert losses[0] > max(losses[1:])
+    kept = sorted(folder.name for folder in (run_dir / "checkpoints").glob("step-*"))
+    assert kept == ["step-0000000001", "step-0000000003"]
+    assert main(["ckpt", "export", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "step-0000000001 had the best evaluation (early_stopping); --step 3 takes the newest" in said
+    exported = load_file(run_dir / "export" / "model.safetensors")
+    assert first == again
+    assert all(np.array_equal(exported[name.removeprefix("model.")], value) for name, value in first.items())
