@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one recipe, each with other values of some keys, towards the best metric."""
