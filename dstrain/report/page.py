@@ -1,0 +1,228 @@
+"""A report as sections of tables and pictures, written as Markdown and as one HTML file without anything beside it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dstrain.errors import UserError
+from dstrain.report import figures
+from dstrain.report.intervals import Judged, calibration, intervals, worst
+from dstrain.train.report import RunSummary, read_metrics, setting_rows, summarize_run
+
+WORST = 20
+SHOWN_CHARACTERS = 400
+CURVES = (("loss", "training loss"), ("tokens_per_second", "tokens per second"), ("learning_rate", "learning rate"))
+PREDICTIONS = "predictions-{}.jsonl"
+SPLITS = {"valid": "held out", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG with its title."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a table, pictures, and text as it is."""
+
+    title: str
+    note: str = ""
+    heading: tuple[str, ...] = ()
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    text: str = ""
+
+
+def write_report(run_dirs: Sequence[Path], html: Path | None, markdown: Path | None) -> None:
+    """Write the report of a run, or of several side by side.
+
+    Raises:
+        UserError: one of the folders is no run's, or a file cannot be written.
+    """
+    runs = [summarize_run(run_dir) for run_dir in run_dirs]
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
+    sections = report_sections(run_dirs, runs)
+    for path, text in ((html, as_html), (markdown, as_markdown)):
+        if path is None:
+            continue
+        temporary = path.with_name(f".{path.name}.new")
+        try:
+            temporary.write_text(text(title, sections), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}; write the report elsewhere") from error
+
+
+def report_sections(run_dirs: Sequence[Path], runs: Sequence[RunSummary]) -> list[Section]:
+    """What there is to say; what a task does not have is left out."""
+    names = _names(runs)
+    sections = [
+        Section("Settings and outcome", heading=("", *names), rows=[(key, *cells) for key, cells in setting_rows(runs)])
+    ]
+    sections.append(Section("Curves", pictures=_curves(run_dirs, names)))
+    for split, words in SPLITS.items():
+        judged = [read_predictions(run_dir, split) for run_dir in run_dirs]
+        if any(judged):
+            sections.append(_scores(words, names, judged))
+        if len(runs) == 1 and judged[0]:
+            sections += _details(words, _report_of(run_dirs[0], split), judged[0])
+    sections.append(Section("Speed", heading=("", *names), rows=_speed(runs)))
+    return [section for section in sections if section.rows or section.pictures or section.text]
+
+
+def read_predictions(run_dir: Path, split: str) -> list[Judged]:
+    """What the run's last evaluation said of each example; empty where it did not. Raises UserError if damaged."""
+    path = run_dir / PREDICTIONS.format(split)
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, or run the recipe's last step again") from error
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _names(runs: Sequence[RunSummary]) -> list[str]:
+    """Names of the columns: the recipes', or where these are alike the folders'."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [run.run for run in runs]
+
+
+def _curves(run_dirs: Sequence[Path], names: Sequence[str]) -> list[Picture]:
+    logged = [read_metrics(folder / "metrics.jsonl") for folder in run_dirs if (folder / "metrics.jsonl").is_file()]
+    if len(logged) != len(run_dirs):
+        return []
+    wanted = [(name, title, [each.training for each in logged]) for name, title in CURVES]
+    evaluations = [each.evaluations for each in logged]
+    scores = {key for entries in evaluations for entry in entries for key, value in entry.items() if _is_number(value)}
+    for key in sorted(key for key in scores if key.startswith("valid_")):
+        wanted.append((key, f"held-out {key.removeprefix('valid_').replace('_', ' ')}", evaluations))
+    pictures = []
+    for key, title, entries_of in wanted:
+        by_run = {
+            name: [(entry["step"], entry[key]) for entry in entries if _is_number(entry.get(key))]
+            for name, entries in zip(names, entries_of, strict=True)
+        }
+        by_run = {name: curve for name, curve in by_run.items() if len(curve) > 1}
+        if by_run:
+            pictures.append(Picture(title, figures.curves(by_run, title)))
+    return pictures
+
+
+def _scores(words: str, names: Sequence[str], judged: Sequence[list[Judged]]) -> Section:
+    found = [intervals(each) for each in judged]
+    rows = []
+    for score in dict.fromkeys(name for each in found for name in each):
+        cells = [each.get(score) for each in found]
+        shown = ["–" if c is None else f"{c.value:.4f}  [{c.low:.4f}, {c.high:.4f}]" for c in cells]
+        rows.append((score.replace("_", " "), *shown))
+    sizes = ", ".join(f"{len(each):,}" for each in judged)
+    note = f"In brackets 95 % confidence intervals, by bootstrap over the {sizes} examples."
+    return Section(f"Scores, {words}", note, ("", *names), rows)
+
+
+def _details(words: str, report: dict[str, Any], judged: list[Judged]) -> list[Section]:
+    sections = []
+    if isinstance(report.get("texts_also_in_train"), int) and report["texts_also_in_train"]:
+        count = report["texts_also_in_train"]
+        text = f"{count:,} of these texts are in the training file too: the scores flatter."
+        sections.append(Section(f"Leakage, {words}", text=text))
+    pictures = []
+    labels = list(report.get("labels", {}))
+    if "confusion" in report and len(labels) <= figures.LARGEST_MATRIX:
+        pictures.append(Picture("confusion", figures.confusion(labels, report["confusion"])))
+    note = ""
+    if all("confidence" in each and "accuracy" in each.get("scores", {}) for each in judged):
+        bins, error = calibration(judged)
+        pictures.append(Picture("calibration", figures.reliability(bins)))
+        note = f"Expected calibration error {error:.3f}: how far, on average, confidence is from accuracy."
+    text = report.get("classification_report", "")
+    sections.append(Section(f"By label, {words}", note, pictures=pictures, text=text))
+    rows: list[tuple[str, ...]] = [
+        (
+            str(each["line"]),
+            str(each["true"]),
+            str(each["predicted"]),
+            f"{each['confidence']:.3f}" if "confidence" in each else "",
+            _cut(str(each["text"])),
+        )
+        for each in worst(judged, WORST)
+    ]
+    note = f"The {len(rows)} that went most wrong, the most confident first."
+    heading = ("line", "true", "predicted", "confidence", "text")
+    return [*sections, Section(f"Worst examples, {words}", note, heading, rows)]
+
+
+def _speed(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:
+    return [
+        ("tokens/s (median)", *("–" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}" for r in runs)),
+        ("ranks", *(str(r.ranks or "–") for r in runs)),
+        ("waited for data", *("–" if r.data_wait_share is None else f"{r.data_wait_share:.1%}" for r in runs)),
+    ]
+
+
+def _report_of(run_dir: Path, split: str) -> dict[str, Any]:
+    """The JSON that the task's last evaluation of a split gave."""
+    if split == "test":
+        file = run_dir / "test.json"
+        tested: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["report"] if file.is_file() else {}
+        return tested
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in reversed(lines):
+        if f'"{split}_report"' in line:
+            report: dict[str, Any] = json.loads(line)[f"{split}_report"]
+            return report
+    return {}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def as_html(title: str, sections: Sequence[Section]) -> str:
+    """One page with everything in it; texts are escaped."""
+    from jinja2 import Environment
+
+    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(title=title, sections=sections)
+
+
+def as_markdown(title: str, sections: Sequence[Section]) -> str:
+    """Tables and texts; pictures are in the HTML."""
+    parts = [f"# {title}"]
+    for section in sections:
+        if not (section.rows or section.text or section.note):
+            continue
+        parts.append(f"## {section.title}")
+        if section.note:
+            parts.append(section.note)
+        if section.rows:
+            heading = section.heading or tuple("" for _ in section.rows[0])
+            lines = [heading, tuple("---" for _ in heading), *section.rows]
+            parts.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
+        if section.text:
+            parts.append(f"```\n{section.text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A table's cell: one line, with nothing in it that Markdown or a browser would take for more than text."""
+    for character in "\\|<>`*_[]":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
