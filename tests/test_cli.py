@@ -1,0 +1,138 @@
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from recipe_support import VALID, write
+
+import dstrain.cli
+from dstrain.cli import main, parse
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dstrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
+
+
+def test_help_is_instant_and_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from dstrain.cli import main
+assert main(["--help"]) == 0
+heavy = {"torch", "pydantic", "yaml", "numpy", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    fastest = float("inf")
+    for _ in range(5):  # the machine may be busy with something else
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        fastest = min(fastest, time.perf_counter() - start)
+    assert fastest < 0.3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "run",
+        "plan",
+        "recipe show",
+        "recipe schema",
+        "corpus docstrings",
+        "tokenizer train",
+        "shards build",
+        "shards index",
+        "shards check",
+        "shards cat",
+        "ckpt ls",
+        "ckpt verify",
+        "ckpt export",
+        "ckpt prune",
+        "report",
+        "ledger",
+        "predict",
+    ],
+)
+def test_every_command_has_help(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words.split(), "--help"]) == 0
+    assert "usage: dstrain" in capsys.readouterr().out
+
+
+def test_every_command_leads_to_a_function() -> None:
+    handlers = re.findall(r'"(dstrain\.[a-z._]+):(\w+)"', Path(dstrain.cli.__file__).read_text(encoding="utf-8"))
+    assert len(handlers) >= 18
+    for module, function in handlers:
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_a_users_mistake_is_printed_without_a_traceback(tmp_path: Path) -> None:
+    path = write(tmp_path, VALID.replace("lanes: 64", "lanes: 48").replace("name: example", "name: a/b"))
+    for command in (["recipe", "show", path], ["plan", path], ["run", path, "--dry-run"]):
+        result = run(*command, cwd=tmp_path)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert f"error: {path}:1: name=a/b must begin" in result.stderr
+        assert "use 480 or 528" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_mistakes_in_arguments_are_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["nonsense"], [], ["plan"], ["plan", "x.yaml", "--wrold", "3"], ["recipe", "schema", "a=b"]):
+        assert main(arguments) == 2
+    assert "unrecognized arguments: --wrold 3; `dstrain plan --help`" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_overrides_may_stand_anywhere() -> None:
+    for arguments in (
+        ["run", "r.yaml", "a.b=1", "c=2", "--dry-run"],
+        ["run", "r.yaml", "a.b=1", "--dry-run", "c=2"],
+        ["run", "--dry-run", "r.yaml", "a.b=1", "c=2"],
+        ["run", "r.yaml", "--dry-run", "a.b=1", "c=2"],
+    ):
+        args = parse(arguments)
+        assert (args.recipe, args.overrides, args.dry_run) == ("r.yaml", ["a.b=1", "c=2"], True)
+
+
+def test_missing_files_are_warnings_where_nothing_is_run(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    for command in ("plan", "recipe show"):
+        result = run(*command.split(), path, cwd=tmp_path)
+        assert result.returncode == 0
+        assert f"warning: tokenizer={tmp_path}/tok is not a folder" in result.stderr
+        assert f"warning: data.train={tmp_path}/shards does not exist" in result.stderr
+    result = run("run", path, "--dry-run", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "data.train=shards does not exist" in result.stderr
+
+
+def test_a_plan_of_an_illegal_world_is_refused(tmp_path: Path) -> None:
+    result = run("plan", write(tmp_path), "--world", "7", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "7 ranks cannot share data.lanes=64 evenly" in result.stderr
+    assert "use 4 or 8 ranks" in result.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_failure_to_report(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m dstrain plan {write(tmp_path)} | head -n 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "example: masked_lm of bert on 1 rank\n"
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+
+
+def test_ctrl_c_is_130(tmp_path: Path) -> None:
+    pipe = tmp_path / "recipe.yaml"
+    os.mkfifo(pipe)  # the command waits for somebody to write a recipe
+    # A shell starts what it runs in the background with SIGINT ignored, and the command would inherit that from us.
+    heeding = ["env", "--default-signal=INT", sys.executable, "-m", "dstrain", "recipe", "show", str(pipe)]
+    process = subprocess.Popen(heeding, stderr=subprocess.PIPE)
+    with pipe.open("w"):  # opens once the command reads
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in error
