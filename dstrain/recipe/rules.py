@@ -73,6 +73,22 @@ def _one_held_out_set(valid: str | None, hold_out: int | None) -> Verdict:
     return None
 
 
+@rule("data.hold_out_by", "data.hold_out")
+def _groups_are_held_out(hold_out_by: str | None, hold_out: int | None) -> Verdict:
+    if hold_out_by is not None and hold_out is None:
+        return "says how data.hold_out is drawn, and that is not given; delete one, or give the other"
+    return None
+
+
+@rule("data.cut", "data.pair_field")
+def _pairs_are_cut_at_the_end(cut: str, pair_field: str | None) -> Verdict:
+    if cut != "end" and pair_field is not None:
+        return (
+            f"is for single texts, and data.pair_field={pair_field}: of a pair the longer text loses its end; use end"
+        )
+    return None
+
+
 @rule("data.encoding")
 def _encoding_exists(encoding: str) -> Verdict:
     try:

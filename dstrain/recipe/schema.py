@@ -147,16 +147,18 @@ class MaskedLmData(Section):
 class ExampleData(Section):
     """Examples to fine-tune on: files of `format` (by default as their names say), or datasets://NAME[:CONFIG]#SPLIT.
 
-    Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`. `columns` names those of CSV
-    and TSV files without a header; `encoding` is Python's name of a file's. `longest_text` is in characters. Batches
-    are made of texts of like length: each run of `length_groups` global batches is sorted by length, and its batches
-    are shuffled. `skip_rows` as for masked_lm.
+    Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`; with `hold_out_by`, the name
+    of a field, examples that have the same value there (an author, an article) stay together. `columns` names those of
+    CSV and TSV files without a header; `encoding` is Python's name of a file's. `longest_text` is in characters.
+    Batches are made of texts of like length: each run of `length_groups` global batches is sorted by length, and its
+    batches are shuffled. `skip_rows` as for masked_lm.
     """
 
     train: str
     valid: str | None = None
     test: str | None = None
     hold_out: PositiveInt | None = None
+    hold_out_by: str | None = None
     format: FileFormat | None = None
     columns: tuple[str, ...] = ()
     encoding: str = "utf-8"
@@ -171,9 +173,11 @@ class ExampleData(Section):
 class ClassificationData(ExampleData):
     """Texts, or pairs of texts, and a target each: one label, several (a list, or joined by `separator`), or a number.
 
-    `labels` fixes the labels and their order; otherwise they are those of `train`, sorted.
+    `labels` fixes the labels and their order; otherwise they are those of `train`, sorted. `cut` is where a text of
+    more than `sequence_length` tokens loses some; reviews often conclude at the end (Sun et al. 2019).
     """
 
+    cut: Literal["end", "middle", "start"] = "end"
     text_field: str = "text"
     pair_field: str | None = None
     label_field: str = "label"

@@ -1,6 +1,7 @@
 """Token ids of texts, shortened and padded into a batch: the same in training, evaluation and prediction."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,17 +10,19 @@ from numpy.typing import NDArray
 from dstrain.data.tokens import Encoder
 from dstrain.tasks.task import Inputs
 
+Cut = Literal["end", "middle", "start"]  # where a text that is too long loses tokens
 LENGTH_MULTIPLE = 8  # matrix multiplications like it
 Ids = NDArray[np.int32]
 
 
-def encoded(encoder: Encoder, texts: Iterable[str], length: int) -> list[Ids]:
-    """[CLS] text [SEP] of each text, at most `length` tokens: longer ones lose their end, and keep the [SEP]."""
+def encoded(encoder: Encoder, texts: Iterable[str], length: int, cut: Cut = "end") -> list[Ids]:
+    """[CLS] text [SEP] of each text, at most `length` tokens: longer ones lose tokens where `cut` says, no special."""
     nothing = np.array(
         [encoder.cls_id, encoder.sep_id], np.int32
     )  # a text that has no token, such as a control character
     complete = (ids if len(ids) else nothing for ids in encoder.encode_many(texts))
-    return [ids if len(ids) <= length else np.concatenate([ids[: length - 1], ids[-1:]]) for ids in complete]
+    last = {"end": 1, "middle": length // 2, "start": length - 1}[cut]  # tokens kept from the end; the [SEP] is one
+    return [ids if len(ids) <= length else np.concatenate([ids[: length - last], ids[-last:]]) for ids in complete]
 
 
 def encoded_pairs(

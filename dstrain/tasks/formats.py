@@ -150,8 +150,9 @@ def _squad_questions(articles: list[Any], content: str, path: Path) -> Iterator[
                     number += content.count("\n", position, found)
                     position = found
                 place = f"{path}:{number} (question {question.get('id')})"
-                context = {"context": paragraph["context"]} if "context" in paragraph else {}
-                yield Record(place, number, context | question)
+                shared = {"title": article["title"]} if "title" in article else {}
+                shared |= {"context": paragraph["context"]} if "context" in paragraph else {}
+                yield Record(place, number, shared | question)
     for sentence in odd:
         yield Record(str(path), 1, problem=sentence)
 

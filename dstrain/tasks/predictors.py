@@ -149,7 +149,8 @@ class TextClassifier:
             pairs = [(first, second) for first, second in values]
             rows, starts = zip(*encoded_pairs(self.encoder, pairs, self.length, self._loaded.separators), strict=True)
         else:
-            rows, starts = tuple(encoded(self.encoder, (text for (text,) in values), self.length)), ()
+            texts = (text for (text,) in values)
+            rows, starts = tuple(encoded(self.encoder, texts, self.length, self._loaded.data.get("cut", "end"))), ()
         return torch.cat([outputs.logits.float() for _, outputs in self._loaded.batches(rows, starts, batch_rows)])
 
 

@@ -102,7 +102,10 @@ class SequenceClassification(ExampleTask[Example]):
         """See `ExampleTask`: one row an example."""
         length = self._recipe.data.sequence_length
         if self._recipe.data.pair_field is None:
-            ids = [(row, 0) for row in encoded(self.encoder, (example.text for example in examples), length)]
+            ids = [
+                (row, 0)
+                for row in encoded(self.encoder, (example.text for example in examples), length, self._recipe.data.cut)
+            ]
         else:
             pairs = ((example.text, example.pair or "") for example in examples)
             separators = 2 if self._recipe.model.architecture == "roberta" else 1

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
 from dstrain.recipe.messages import nearest
@@ -47,6 +49,7 @@ class SplitReader:
         """`needed`: the fields that every record must have, each with the key of the recipe that names it."""
         self._data, self._needed = data, needed
         self._reading = Reading(data.format, data.columns, token_pattern, data.encoding)
+        self._groups: list[str] = []  # of each training example: its value of data.hold_out_by
         self.notes: list[str] = []
         self.facts: dict[str, Any] = {}
 
@@ -62,10 +65,14 @@ class SplitReader:
         mistakes: list[str] = []
         refused: list[str] = []
         reasons: Counter[str] = Counter()
-        for record in records_of(location, self._reading, self._needed):
-            found = record.problem or self._missing(record) or parse(record)
+        group_field = self._data.hold_out_by if split == "train" else None
+        needed = dict(self._needed) | ({group_field: "data.hold_out_by"} if group_field else {})
+        for record in records_of(location, self._reading, needed):
+            found = record.problem or _missing(record, needed) or parse(record)
             if not isinstance(found, str):
                 examples.append(found)
+                if group_field:
+                    self._groups.append(str(record.fields[group_field]))
                 continue
             mistakes.append(f"{record.place}: {found}")
             reasons[found.split(";")[0]] += 1
@@ -83,7 +90,10 @@ class SplitReader:
         return examples
 
     def hold_out(self, train: list[E]) -> tuple[list[E], list[E]]:
-        """Split off data.hold_out examples, drawn by data.seed. Raises CorpusError where hardly any would be left."""
+        """Split off data.hold_out examples, drawn by data.seed. Raises CorpusError where none would be left.
+
+        With data.hold_out_by, groups are drawn until they have as many: all examples of a group are on the same side.
+        """
         count = self._data.hold_out
         assert count is not None, "a valid recipe has data.valid or data.hold_out"
         if count >= len(train):
@@ -91,9 +101,35 @@ class SplitReader:
                 f"data.hold_out={count} takes all of the {len(train)} examples of {self._data.train}; use a tenth of "
                 f"them, as in {max(1, len(train) // 10)}"
             )
-        drawn = set(permutation(stream_key(self._data.seed, "hold out"), len(train))[:count].tolist())
+        key = stream_key(self._data.seed, "hold out")
+        if self._data.hold_out_by is None:
+            drawn = set(permutation(key, len(train))[:count].tolist())
+        else:
+            drawn = self._drawn_groups(key, count)
         kept = [example for number, example in enumerate(train) if number not in drawn]
         return kept, [example for number, example in enumerate(train) if number in drawn]
+
+    def _drawn_groups(self, key: np.uint64, count: int) -> set[int]:
+        """Which training examples are those of the groups that are held out."""
+        members: dict[str, list[int]] = {}
+        for number, group in enumerate(self._groups):
+            members.setdefault(group, []).append(number)
+        groups = list(members.values())
+        drawn: set[int] = set()
+        for chosen in permutation(key, len(groups)).tolist():
+            drawn.update(groups[chosen])
+            if len(drawn) >= count:
+                break
+        if len(drawn) == len(self._groups):
+            raise CorpusError(
+                f"data.hold_out={count} by data.hold_out_by={self._data.hold_out_by} takes all examples of "
+                f"{self._data.train}: it has only {len(groups):,} different values there; hold out fewer, or by "
+                f"another field"
+            )
+        self.notes.append(
+            f"data.valid: {len(drawn):,} examples of data.train, whose {self._data.hold_out_by} no other example has"
+        )
+        return drawn
 
     def splits(
         self, parse: Parse[E], parse_held_out: Callable[[list[E]], Parse[E]], key: Callable[[E], Any]
@@ -118,12 +154,6 @@ class SplitReader:
         found = Splits(train, valid, test)
         self._note_shared(found, key)
         return found
-
-    def _missing(self, record: Record) -> str | None:
-        for name in self._needed:
-            if name not in record.fields:
-                return f"has no field {name!r}" + meant(name, record.fields, "; did you mean {!r}?", "; add it")
-        return None
 
     def _note_dropped(self, split: str, location: str, mistakes: list[str], reasons: Counter[str], kept: int) -> None:
         self.facts[f"dropped_from_{split}"] = dict(reasons)
@@ -151,6 +181,13 @@ class SplitReader:
                     f"data.{name}: {shared:,} of its {len(texts):,} texts are in the training examples too; each makes "
                     f"the score look better than it is"
                 )
+
+
+def _missing(record: Record, needed: Iterable[str]) -> str | None:
+    for name in needed:
+        if name not in record.fields:
+            return f"has no field {name!r}" + meant(name, record.fields, "; did you mean {!r}?", "; add it")
+    return None
 
 
 def text_problem(text: Any, name: str, longest: int) -> str | None:

@@ -122,8 +122,8 @@ def test_questions_of_squad_are_records(tmp_path: Path) -> None:
     path = write(tmp_path / "dev.json", json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}, indent=0))
     found = list(records_of(str(path), Reading(), {}))
     assert [record.fields for record in found] == [
-        {"context": "On Mars", **question},
-        {"context": "On Mars", **question, "id": "q2"},
+        {"title": "t", "context": "On Mars", **question},
+        {"title": "t", "context": "On Mars", **question, "id": "q2"},
     ]
     lines = path.read_text().splitlines()
     assert [lines[record.line - 1] for record in found] == ['"id": "q1",', '"id": "q2",']
@@ -289,6 +289,31 @@ def test_held_out_examples_are_drawn_from_train(tmp_path: Path) -> None:
     assert held_out(0) == first != held_out(1)
     with pytest.raises(CorpusError, match=r"data\.hold_out=20 takes all of the 20 examples of \S+; .* as in 2"):
         held_out(0, 20)
+
+
+def test_examples_of_one_author_are_held_out_together(tmp_path: Path) -> None:
+    rows = "".join(f"text {n},{n % 2},author {n % 6}\n" for n in range(24))
+    train = write(tmp_path / "train.csv", "text,label,author\n" + rows)
+
+    def held_out(count: int, by: str, seed: int = 0) -> tuple[set[str], set[str], SplitReader]:
+        section = ClassificationData(
+            train=str(train), hold_out=count, hold_out_by=by, sequence_length=16, on_bad_example="drop", seed=seed
+        )
+        _, splits, reader = read(section)
+        assert len(splits.train) + len(splits.valid) == 24
+        author = {f"text {n}": f"author {n % 6}" for n in range(24)}
+        return {author[one.text] for one in splits.train}, {author[one.text] for one in splits.valid}, reader
+
+    for seed in range(3):
+        train_authors, valid_authors, reader = held_out(5, "author", seed)
+        assert not train_authors & valid_authors
+        assert len(valid_authors) == 2  # four texts each, until there are five or more
+    assert "data.valid: 8 examples of data.train, whose author no other example has" in reader.notes
+    assert held_out(5, "author", 1)[1] != held_out(5, "author", 2)[1]
+    with pytest.raises(CorpusError, match=r"takes all examples of \S+: it has only 2 different values there"):
+        held_out(13, "label")
+    with pytest.raises(CorpusError, match=r"has no column 'autor'; did you mean 'author'\? \(data\.hold_out_by\)"):
+        held_out(5, "autor")
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:

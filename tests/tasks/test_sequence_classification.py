@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from labelled import EXAMPLES, RECIPE, ROWS, write_examples
 from dstrain.plan import batch_plan
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import ClassificationRecipe, Loss
-from dstrain.tasks.batching import encoded, encoded_pairs, padded
+from dstrain.tasks.batching import Cut, encoded, encoded_pairs, padded
 from dstrain.tasks.epochs import epoch_order
 from dstrain.tasks.scores import label_scores, label_set_scores, number_scores
 from dstrain.tasks.sequence_classification import Classifier, SequenceClassification
@@ -273,3 +273,38 @@ def test_a_text_without_any_token_is_two_special_tokens(folder: Path) -> None:
     from dstrain.data.tokens import load_encoder
 
     assert [ids.tolist() for ids in encoded(load_encoder(folder / "tokenizer"), ["\x00"], 16)] == [[2, 3]]
+
+
+@pytest.mark.parametrize("length", [4, 7, 16])
+def test_a_long_text_loses_its_end_its_middle_or_its_start(folder: Path, length: int) -> None:
+    from dstrain.data.tokens import load_encoder
+
+    encoder = load_encoder(folder / "tokenizer")
+    whole = next(iter(encoder.encode_many(["red green blue apple leaf sky of the " * 3]))).tolist()
+    kept = {cut: encoded(encoder, ["red green blue apple leaf sky of the " * 3], length, cut) for cut in get_args(Cut)}
+    front, back = (length - length // 2), length // 2
+    assert kept["end"][0].tolist() == [*whole[: length - 1], whole[-1]]
+    assert kept["start"][0].tolist() == [whole[0], *whole[1 - length :]]
+    assert kept["middle"][0].tolist() == [*whole[:front], *whole[-back:]]
+    for cut in get_args(Cut):
+        assert encoded(encoder, ["red sky"], 16, cut)[0].tolist() == encoded(encoder, ["red sky"], 16)[0].tolist()
+
+
+def test_prediction_cuts_where_training_did(folder: Path, tmp_path: Path) -> None:
+    """A classifier that was trained on ends calls a text by its end."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from dstrain.tasks.predictors import TextClassifier
+
+    torch.manual_seed(0)
+    recipe = task(folder)._recipe
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cut": "start"})})
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=128, max_position_embeddings=40, initializer_range=0.5, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    SequenceClassification.save_extras(recipe, tmp_path)
+    long, other = "red " * 40 + "sky " * 40, "green " * 40 + "sky " * 40
+    logits = TextClassifier(tmp_path)._logits([(long,), (other,), ("sky " * 40,), ("red " * 40,)], 4)
+    assert torch.allclose(logits[0], logits[1])
+    assert torch.allclose(logits[0], logits[2])
+    assert not torch.allclose(logits[0], logits[3])
