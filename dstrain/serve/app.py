@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Response
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -121,7 +122,8 @@ def make_app(
         yield
         computing.cancel()
 
-    app = FastAPI(title=f"dstrain: {name}", version="1", lifespan=lifespan)
+    # Its /docs loads nothing from elsewhere: clusters have no way out.
+    app = FastAPIOffline(redoc_url=None, title=f"dstrain: {name}", version="1", lifespan=lifespan)
     app.add_middleware(_LimitedBody, body_bytes=limits.body_bytes)
     app.add_middleware(_Measured, answered=answered, latency=latency)  # outermost: it sees what the others refuse
     guarded = [] if token is None else [Depends(_bearing(token))]

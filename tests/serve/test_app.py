@@ -186,5 +186,7 @@ def test_the_page_shows_predictions_and_refusals_and_runs_nothing_from_a_text(tm
             ]
             assert cells == [["text", "label", "characters"], ["one", "one", "3"], [hostile, "<im", str(len(hostile))]]
             assert browser.title == "dstrain: try the model"
+            browser.get(f"{address}/docs")  # drawn without a network
+            WebDriverWait(browser, 20).until(lambda _: "/predict" in browser.find_element(By.TAG_NAME, "body").text)
     finally:
         browser.quit()
