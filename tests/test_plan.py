@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model
+from dstrain.model.pooling import AutoEncoder
 from dstrain.model.shape import ModelShape, model_shape, parameter_counts, shape_of_config
 from dstrain.model.sparse import SparseMaskedLm
 from dstrain.plan import (
@@ -130,6 +131,7 @@ AUTO_MODELS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "token_classification": transformers.AutoModelForTokenClassification,
     "question_answering": transformers.AutoModelForQuestionAnswering,
+    "retrieval": AutoEncoder,
 }
 
 
@@ -156,7 +158,9 @@ def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], t
     counts = parameter_counts(model_shape(section), task, labels=5)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     layers = sum(
-        parameter.numel() for name, parameter in model.named_parameters() if ".layers." in name or ".layer." in name
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if ".layers." in f".{name}" or ".layer." in name
     )
     assert counts["encoder layers"] == layers
 

@@ -96,7 +96,7 @@ def parameter_counts(shape: ModelShape, task: str, labels: int = 2) -> dict[str,
         transform = hidden * hidden + hidden + (norm if task == "masked_lm" else 0)
     if task == "masked_lm":
         counts["prediction head"] = transform + (shape.vocab_size if shape.decoder_bias else 0)
-    else:
+    elif task != "retrieval":
         if task in ("token_classification", "question_answering") and shape.architecture != "modernbert":
             transform = 0  # no pooler before it
         counts["classification head"] = transform + labels * (hidden + 1)

@@ -5,6 +5,7 @@ from dstrain.recipe.schema import (
     ClassificationRecipe,
     QuestionAnsweringRecipe,
     Recipe,
+    RetrievalRecipe,
     TokenClassificationRecipe,
 )
 
@@ -18,4 +19,6 @@ def head_outputs(recipe: Recipe) -> int | None:
     if isinstance(recipe, TokenClassificationRecipe):
         types = len(recipe.data.labels)
         return 1 + types * len(SCHEME_PREFIXES[recipe.data.scheme]) if types else None
+    if isinstance(recipe, RetrievalRecipe):
+        return 0
     return 2 if isinstance(recipe, QuestionAnsweringRecipe) else None

@@ -24,8 +24,7 @@ from dstrain.plan import batch_plan
 from dstrain.proof.history import LoggedStep, StepHistory, logged_step, run_recipe, step_history
 from dstrain.proof.trace import NonFinite, Trace
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
-from dstrain.tasks.task import RowDocument, StepBatch, Task
-from dstrain.train.loop import seeded_micro_batches
+from dstrain.tasks.task import RowDocument, StepBatch, Task, seeded_micro_batches
 from dstrain.train.main import build_task, prepare
 from dstrain.train.optim import learning_rate
 from dstrain.train.runtime import Runtime
@@ -139,6 +138,7 @@ class _Rehearsal:
     ) -> Iterator[tuple[int, float]]:
         """Forward and backward of each rank's micro-batches: (rank, sum of its losses). Gradients add up."""
         targets = sum(batch.targets for batch in batches)
+        batches = self.task.completed(batches)
         for rank in ranks:
             batch, loss_sum, rows_done = batches[rank], 0.0, 0
             for inputs in seeded_micro_batches(batch, self.recipe.train.seed):

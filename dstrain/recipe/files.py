@@ -10,7 +10,7 @@ from dstrain.recipe.keys import flat_values
 from dstrain.recipe.rules import positions_suffice
 from dstrain.recipe.schema import CommonRecipe
 
-PATH_KEYS = ("tokenizer", "data.train", "data.valid", "data.test", "model.pretrained")
+PATH_KEYS = ("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained")
 _DATASETS = "datasets://"  # a data set by its name; whether it is there is seen when it is loaded
 _PATTERN_CHARACTERS = "*?[{"
 

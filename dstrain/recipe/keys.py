@@ -10,6 +10,7 @@ from dstrain.recipe.schema import (
     CommonRecipe,
     MaskedLmRecipe,
     QuestionAnsweringRecipe,
+    RetrievalRecipe,
     Section,
     TokenClassificationRecipe,
 )
@@ -19,6 +20,7 @@ RECIPES: tuple[type[CommonRecipe], ...] = (
     ClassificationRecipe,
     TokenClassificationRecipe,
     QuestionAnsweringRecipe,
+    RetrievalRecipe,
 )
 
 

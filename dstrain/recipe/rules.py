@@ -129,6 +129,11 @@ def _questions_leave_room(question_length: int, length: int) -> Verdict:
     return None
 
 
+@rule("data.query_length", "data.sequence_length")
+def _queries_fit(query_length: int, length: int) -> Verdict:
+    return f"is more than data.sequence_length={length}; use at most that" if query_length > length else None
+
+
 @rule("data.token_pattern")
 def _pattern_has_a_group(pattern: str | None) -> Verdict:
     if pattern is None:

@@ -225,6 +225,31 @@ class QuestionAnsweringData(ExampleData):
     null_threshold: float = 0.0
 
 
+class RetrievalData(ExampleData):
+    """Queries, each with a document that answers it, in texts, or by ids of `corpus` and `queries`, as BEIR has them.
+
+    A record is one query with one document or a list of them; `score_field` says how relevant they are (0: not at all).
+    Evaluation ranks all of `corpus`, or without one the documents of the split, but for those in `exclude_field`. Of
+    the documents in `negatives_field`, and of those in `candidates_field` that are not relevant, as many as `negatives`
+    says are trained against. `query_length` is in tokens; `id_field`, `text_field` and `title_field` are those of
+    `corpus` and `queries`.
+    """
+
+    query_field: str = "query"
+    positive_field: str = "positive"
+    score_field: str | None = None
+    negatives_field: str | None = None
+    candidates_field: str | None = None
+    exclude_field: str | None = None
+    corpus: str | None = None
+    queries: str | None = None
+    id_field: str = "id"
+    text_field: str = "text"
+    title_field: str | None = None
+    negatives: NonNegativeInt = 4
+    query_length: PositiveInt = 64
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -384,5 +409,24 @@ class QuestionAnsweringRecipe(CommonRecipe):
     data: QuestionAnsweringData
 
 
-ExampleRecipe = ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe
-Recipe = MaskedLmRecipe | ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe
+class ContrastiveLoss(Section):
+    """InfoNCE (van den Oord et al. 2018) over all documents of the global batch; `symmetric`: over its queries too.
+
+    Similarities are cosines ÷ `temperature`. Documents known to be relevant to a query are never its negatives.
+    """
+
+    temperature: PositiveFloat = 0.05
+    symmetric: bool = False
+
+
+class RetrievalRecipe(CommonRecipe):
+    """Fine-tuning of a bi-encoder: queries and documents as unit vectors, from the mean over tokens or from [CLS]."""
+
+    task: Literal["retrieval"]
+    data: RetrievalData
+    pooling: Literal["mean", "cls"] = "mean"
+    loss: ContrastiveLoss = ContrastiveLoss()
+
+
+ExampleRecipe = ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe | RetrievalRecipe
+Recipe = MaskedLmRecipe | ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe | RetrievalRecipe

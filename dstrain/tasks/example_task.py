@@ -76,7 +76,7 @@ class ExampleTask(Task, Generic[E]):
         self.splits, reader = self.read()
         self.module = self.build()
         self.model = self.module.model
-        self.rows = {name: self.make_rows(examples) for name, examples in self.splits.named().items()}
+        self.rows = {name: self.make_rows(name, examples) for name, examples in self.splits.named().items()}
         self.notes, self.facts = [*reader.notes, *self.notes_on_rows()], reader.facts
         self._judged: dict[str, list[dict[str, Any]]] = {}  # by split, of the last evaluation
         train = self.rows["train"]
@@ -90,7 +90,7 @@ class ExampleTask(Task, Generic[E]):
         self._lengths = [len(row.ids) for row in train]
         self._order = lru_cache(maxsize=2)(self._draw_order)  # a step may begin in one epoch and end in the next
         self._token_types = shape.token_types > 1
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "task": recipe.task,
             "corpus": _digest(train),
             "labels": list(self.model.config.id2label.values()),
@@ -110,8 +110,8 @@ class ExampleTask(Task, Generic[E]):
         """The head on its model, once the examples are read."""
 
     @abstractmethod
-    def make_rows(self, examples: list[E]) -> list[Row]:
-        """The rows of a split's examples, in their order; one example may give several."""
+    def make_rows(self, split: str, examples: list[E]) -> list[Row]:
+        """The rows of a split's examples; one example may give several. Evaluation may take others than training."""
 
     @abstractmethod
     def labels_of(self, rows: Sequence[Row], width: int) -> Tensor:

@@ -64,7 +64,7 @@ class QuestionAnswering(ExampleTask[Question]):
         special_ids, seed = self.encoder.special_token_ids, self._recipe.train.seed
         return SpanFinder(build_model(self._recipe.model, seed, special_ids, auto=self.auto_model, num_labels=2))
 
-    def make_rows(self, examples: list[Question]) -> list[Row]:
+    def make_rows(self, split: str, examples: list[Question]) -> list[Row]:
         """See `ExampleTask`: a long text gives several, all but those with the answer towards none."""
         data = self._recipe.data
         spans = span_rows(

@@ -98,7 +98,7 @@ class SequenceClassification(ExampleTask[Example]):
             weights = len(self.splits.train) / (len(self.labels) * np.maximum(counts, 1))
         return torch.tensor(weights, dtype=torch.float32)
 
-    def make_rows(self, examples: list[Example]) -> list[Row]:
+    def make_rows(self, split: str, examples: list[Example]) -> list[Row]:
         """See `ExampleTask`: one row an example."""
         length = self._recipe.data.sequence_length
         if self._recipe.data.pair_field is None:

@@ -132,7 +132,11 @@ class SplitReader:
         return drawn
 
     def splits(
-        self, parse: Parse[E], parse_held_out: Callable[[list[E]], Parse[E]], key: Callable[[E], Any]
+        self,
+        parse: Parse[E],
+        parse_held_out: Callable[[list[E]], Parse[E]],
+        key: Callable[[E], Any],
+        merged: Callable[[list[E]], list[E]] = list,
     ) -> Splits[E]:
         """All splits, and what they share.
 
@@ -140,18 +144,21 @@ class SplitReader:
             parse: for data.train.
             parse_held_out: given the training examples, what judges records of data.valid and data.test.
             key: what makes two examples the same text.
+            merged: makes one example of all records that are about the same; twice does no more than once.
 
         Raises:
             CorpusError: as `read`; or data.test has exactly the texts of data.train.
         """
         train = self.read("train", parse)
+        if self._data.hold_out_by is None:  # else records are drawn, by the group that each is of
+            train = merged(train)
         judge = parse_held_out(train)
         if self._data.valid is None:
             train, valid = self.hold_out(train)
         else:
             valid = self.read("valid", judge)
         test = self.read("test", judge) if self._data.test is not None else []
-        found = Splits(train, valid, test)
+        found = Splits(merged(train), merged(valid), merged(test))
         self._note_shared(found, key)
         return found
 

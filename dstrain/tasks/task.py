@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dstrain.data.counter_rng import stream_key
 from dstrain.errors import RecipeError
 from dstrain.model.shape import ModelShape
 from dstrain.plan import step_flops, total_steps
-from dstrain.recipe.schema import MaskedLmRecipe, QuestionAnsweringRecipe, Recipe, TokenClassificationRecipe
+from dstrain.recipe.schema import (
+    MaskedLmRecipe,
+    QuestionAnsweringRecipe,
+    Recipe,
+    RetrievalRecipe,
+    TokenClassificationRecipe,
+)
 from dstrain.train.runtime import Runtime
 
 Inputs = dict[str, Tensor]
@@ -38,6 +46,18 @@ class StepBatch:
     bad_samples: int = 0
     bad_sample_reports: tuple[str, ...] = ()
     seconds_waited: float = 0.0
+
+
+def seeded_micro_batches(batch: StepBatch, seed: int) -> Iterator[Inputs]:
+    """The micro-batches in turn, each after the seeding that its dropout begins with.
+
+    Dropout is a function of the rows, not of a generator's history: there is no state to save or to skew.
+    """
+    rows_done = 0
+    for inputs in batch.micro_batches:
+        torch.manual_seed(int(stream_key(seed, "dropout", int(batch.row_numbers[rows_done]))) >> 1)
+        rows_done += len(next(iter(inputs.values())))
+        yield inputs
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,10 @@ def task_class(recipe: Recipe) -> type["Task"]:
         from dstrain.tasks.question_answering import QuestionAnswering
 
         return QuestionAnswering
+    if isinstance(recipe, RetrievalRecipe):
+        from dstrain.tasks.retrieval import Retrieval
+
+        return Retrieval
     from dstrain.tasks.sequence_classification import SequenceClassification
 
     return SequenceClassification
@@ -126,6 +150,16 @@ class Task(ABC):
             data_step: the first one; data step t consists of the rows t × global_batch_rows and following.
             cursors: (lanes, 3) as saved, or None at the beginning of a run.
         """
+
+    def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:
+        """The batches with what their micro-batches need of the whole global batch: nothing, for most losses.
+
+        A collective call, before the forward passes of a step.
+
+        Args:
+            batches: this rank's share of a global step; or the shares of all ranks, where one process replays them.
+        """
+        return batches
 
     @abstractmethod
     def documents(

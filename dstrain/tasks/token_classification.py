@@ -86,7 +86,7 @@ class TokenClassification(ExampleTask[Sentence]):
         weights = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return torch.tensor(weights, dtype=torch.float32)
 
-    def make_rows(self, examples: list[Sentence]) -> list[Row]:
+    def make_rows(self, split: str, examples: list[Sentence]) -> list[Row]:
         """See `ExampleTask`: a sentence that is too long gives several."""
         data, index = self._recipe.data, {tag: number for number, tag in enumerate(self.tags)}
         rows: list[Row] = []

@@ -18,11 +18,10 @@ from torch import Tensor
 from dstrain.checkpoint.files import write_durably
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import checkpoints_of, folder_name
-from dstrain.data.counter_rng import stream_key
 from dstrain.data.rows import digest_hex
 from dstrain.errors import CheckpointError, CorpusError, RecipeError, UserError
 from dstrain.recipe.schema import Recipe
-from dstrain.tasks.task import Inputs, StepBatch, Task
+from dstrain.tasks.task import StepBatch, Task, seeded_micro_batches
 from dstrain.train.best import chosen, gave_up
 from dstrain.train.optim import learning_rate
 from dstrain.train.peak import peak_flops
@@ -187,6 +186,8 @@ class Loop:
 
     def _forward_backward(self, batch: StepBatch, targets: int) -> tuple[list[Tensor], Tensor]:
         losses, right = [], torch.zeros((), device=self.runtime.device)
+        self.report.phase("forward")
+        (batch,) = self.task.completed([batch])
         for inputs in seeded_micro_batches(batch, self.recipe.train.seed):
             self.report.phase("forward")
             loss, hits = self.runtime.engine(**inputs)
@@ -348,18 +349,6 @@ def row_range(text: str) -> tuple[int, int]:
     """`1024-2047` as (first row, last row)."""
     first, last = text.split("-")
     return int(first), int(last)
-
-
-def seeded_micro_batches(batch: StepBatch, seed: int) -> Iterator[Inputs]:
-    """The micro-batches in turn, each after the seeding that its dropout begins with.
-
-    Dropout is a function of the rows, not of a generator's history: there is no state to save or to skew.
-    """
-    rows_done = 0
-    for inputs in batch.micro_batches:
-        torch.manual_seed(int(stream_key(seed, "dropout", int(batch.row_numbers[rows_done]))) >> 1)
-        rows_done += len(next(iter(inputs.values())))
-        yield inputs
 
 
 def _span(numbers: list[int]) -> str:

@@ -141,6 +141,11 @@ class Runtime:
         dist.all_reduce(tensor, group=self.control)
         return tensor.numpy()
 
+    def all_reduce_sum_tensor(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over ranks in place, on its device."""
+        dist.all_reduce(tensor)
+        return tensor
+
     def gather_json(self, value: Any) -> list[Any]:
         """What every rank has to say, by rank."""
         return _gather_json(value, self.control)

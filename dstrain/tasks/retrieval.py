@@ -1,0 +1,301 @@
+"""Retrieval: queries and documents as unit vectors of one encoder, near to each other where they belong together.
+
+A row of training is a query with a document that answers it and some that do not. Every other document of the global
+batch is a negative too, unless it is known to answer the query: exactly so on any ranks, see `contrastive.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dstrain.data.counter_rng import permutation, stream_key
+from dstrain.model.encoder import build_model
+from dstrain.model.pooling import AutoEncoder, pooled
+from dstrain.recipe.schema import RetrievalRecipe
+from dstrain.tasks.batching import Ids, encoded, padded
+from dstrain.tasks.contrastive import contrast, negatives_of
+from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
+from dstrain.tasks.queries import Judgements, Query, read_queries
+from dstrain.tasks.rank_scores import DEEP, mean_scores, ranking_scores
+from dstrain.tasks.splits import SplitReader, Splits
+from dstrain.tasks.task import Inputs, StepBatch, seeded_micro_batches
+from dstrain.train.runtime import Runtime
+
+SHOWN = 3  # documents of a ranking in reports
+QUERIES_AT_ONCE = 256  # whose similarities to all documents are in memory
+
+
+@dataclass(frozen=True)
+class PairRow(Row):
+    """A query, its document and some negatives. `ids` has all of them end to end, `target` their numbers."""
+
+    query: Ids | None = None
+    documents: tuple[Ids, ...] = ()  # the query's own first
+
+
+class BiEncoder(Head):
+    """An encoder of queries and documents. `outputs` are unit vectors, fp32 (queries + documents, hidden_size)."""
+
+    def __init__(self, model: PreTrainedModel, pooling: str) -> None:
+        super().__init__(model)
+        self._pooling = pooling
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        document_ids: Tensor | None = None,
+        document_mask: Tensor | None = None,
+        gradients: Tensor | None = None,
+        losses: Tensor | None = None,
+        right: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and number of rows whose document came first, both fp32 scalars; 0 without `losses`.
+
+        Args:
+            input_ids: of queries, int64 (queries, tokens); where nothing is trained, of any texts.
+            attention_mask: the same shape.
+            document_ids: of the queries' documents, int64 (documents, tokens).
+            document_mask: the same shape.
+            gradients: of the global batch's loss by each vector, fp32 (queries + documents, hidden_size).
+            losses: of each query in the global batch, fp32 (queries,).
+            right: whether its document came first there, fp32 (queries,).
+        """
+        vectors = self.embed(input_ids, attention_mask)
+        if document_ids is not None and document_mask is not None:
+            vectors = torch.cat([vectors, self.embed(document_ids, document_mask)])
+        self.outputs = vectors.detach()
+        if gradients is None or losses is None or right is None:
+            nothing = torch.zeros((), device=vectors.device)
+            return nothing, nothing
+        product = (vectors * gradients).sum()  # its gradient is that of the loss, its value means nothing
+        return product - product.detach() + losses.sum(), right.sum()
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit vectors of texts, fp32 (texts, hidden_size)."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pooled(hidden, attention_mask, self._pooling)
+
+
+class Retrieval(ExampleTask[Query]):
+    """The `retrieval` task on one rank."""
+
+    auto_model = AutoEncoder
+    _recipe: RetrievalRecipe
+    _judgements: Judgements
+
+    def __init__(self, recipe: RetrievalRecipe, runtime: Runtime) -> None:
+        super().__init__(recipe, runtime)
+        self._identity["data"] |= recipe.data.model_dump(mode="json", include={"query_length", "negatives"})
+
+    def read(self) -> tuple[Splits[Query], SplitReader]:
+        """See `ExampleTask`."""
+        self._judgements, reader = read_queries(self._recipe.data)
+        return self._judgements.splits, reader
+
+    def build(self) -> Head:
+        """See `ExampleTask`."""
+        recipe = self._recipe
+        model = build_model(recipe.model, recipe.train.seed, self.encoder.special_token_ids, auto=self.auto_model)
+        return BiEncoder(model, recipe.pooling)
+
+    # ------------------------------------------------------------ training
+
+    def make_rows(self, split: str, examples: list[Query]) -> list[Row]:
+        """See `ExampleTask`: of training a row for each document of a query; else each text once, queries first."""
+        queries = encoded(self.encoder, (query.text for query in examples), self._recipe.data.query_length)
+        if split != "train":
+            texts = [*queries, *(self._document_ids(key) for key in self._judgements.ranked(split))]
+            size = self.module.model.config.hidden_size
+            return [Row(ids, np.zeros(0), 0, size, targets=0) for ids in texts]
+        rows: list[Row] = []
+        for number, (query, ids) in enumerate(zip(examples, queries, strict=True)):
+            for key in query.relevant:
+                keys = (key, *self._chosen_negatives(query, key))
+                documents = tuple(map(self._document_ids, keys))
+                target = np.array([number, *(self._number_of_text[self._text(key)] for key in keys)], np.int64)
+                rows.append(PairRow(np.concatenate([ids, *documents]), target, number, 0, 1, 0, ids, documents))
+        return rows
+
+    def _chosen_negatives(self, query: Query, positive: str) -> list[str]:
+        """Some of a query's negatives, drawn anew for each of its documents."""
+        known = {*query.relevant, *query.excluded}
+        listed = [key for key in dict.fromkeys((*query.negatives, *query.candidates)) if key not in known]
+        drawn = permutation(stream_key(self._recipe.data.seed, "negatives", query.id, positive), len(listed))
+        return [listed[place] for place in sorted(drawn[: self._recipe.data.negatives].tolist())]
+
+    def _text(self, key: str) -> str:
+        return self._judgements.documents[key]
+
+    def _document_ids(self, key: str) -> Ids:
+        """Token ids of a document; `key` may be of any split."""
+        return self._document_rows[self._number_of_text[self._text(key)]]
+
+    @cached_property
+    def _number_of_text(self) -> dict[str, int]:
+        """Documents by text: two with the same text are one."""
+        return {text: number for number, text in enumerate(dict.fromkeys(self._judgements.documents.values()))}
+
+    @cached_property
+    def _document_rows(self) -> list[Ids]:
+        return encoded(self.encoder, self._number_of_text, self._recipe.data.sequence_length)
+
+    @cached_property
+    def _known(self) -> list[frozenset[int]]:
+        """By number of a training query, the documents that are no negatives of it."""
+        return [
+            frozenset(self._number_of_text[self._text(key)] for key in (*query.relevant, *query.excluded))
+            for query in self.splits.train
+        ]
+
+    def inputs(self, rows: Sequence[Row]) -> Inputs:
+        """See `ExampleTask`: of texts, or of queries and all their documents end to end."""
+        data, pad_id = self._recipe.data, self.encoder.pad_id
+        queries = [row.query if isinstance(row, PairRow) and row.query is not None else row.ids for row in rows]
+        inputs = padded(queries, pad_id, data.sequence_length)
+        documents = [ids for row in rows if isinstance(row, PairRow) for ids in row.documents]
+        if documents:
+            batch = padded(documents, pad_id, data.sequence_length)
+            inputs |= {"document_ids": batch["input_ids"], "document_mask": batch["attention_mask"]}
+        return {name: tensor.to(self.runtime.device) for name, tensor in inputs.items()}
+
+    def labels_of(self, rows: Sequence[Row], width: int) -> Tensor:
+        """Rows have no labels: a query's document is right among those of its batch."""
+        raise NotImplementedError
+
+    def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:
+        """See `Task`: each micro-batch gets the losses of its rows in the global batch, and what they hand down."""
+        step, loss = batches[0].data_step, self._recipe.loss
+        rows = self._chosen(0, 1, step)[1]  # of the whole global batch
+        layout = _Layout(step, rows)
+        vectors = torch.zeros(layout.texts, self.model.config.hidden_size, device=self.runtime.device)
+        with torch.no_grad():
+            for batch in batches:
+                micro_batches = seeded_micro_batches(batch, self._recipe.train.seed)
+                for inputs, (_, places) in zip(micro_batches, layout.places(batch), strict=True):
+                    self.runtime.engine(**inputs)
+                    vectors[places] = self.module.outputs
+        vectors = self.runtime.all_reduce_sum_tensor(vectors)  # each is 0 but on one rank, so that sums are exact
+        found = contrast(
+            vectors[: len(rows)],
+            vectors[len(rows) :],
+            layout.first_documents,
+            negatives_of([self._known[row.example] for row in rows], layout.documents),
+            temperature=loss.temperature,
+            symmetric=loss.symmetric,
+        )
+        gradients = torch.cat([found.query_gradients, found.document_gradients])
+        return [
+            replace(
+                batch,
+                micro_batches=[
+                    inputs | {"gradients": gradients[all_], "losses": found.losses[own], "right": found.right[own]}
+                    for inputs, (own, all_) in zip(batch.micro_batches, layout.places(batch), strict=True)
+                ],
+            )
+            for batch in batches
+        ]
+
+    # ------------------------------------------------------------ evaluation
+
+    def answers(self, rows: Sequence[Row]) -> list[Answer]:
+        """See `ExampleTask`: the vectors."""
+        return list(self.module.outputs.cpu().numpy().astype(np.float64))
+
+    def scores(self, split: str, answers: list[Answer]) -> dict[str, Any]:
+        """See `ExampleTask`. The loss is that of each query against all documents that are ranked."""
+        queries, keys = self.splits.named()[split], self._judgements.ranked(split)
+        vectors = np.stack(answers).astype(np.float32)
+        documents = vectors[len(queries) :].T
+        place_of = {key: place for place, key in enumerate(keys)}
+        popular = self._popularity(keys)
+        losses: list[float] = []
+        judged: list[dict[str, Any]] = []
+        by_popularity: list[dict[str, float]] = []
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = queries[start : start + QUERIES_AT_ONCE]
+            similarities = vectors[start : start + len(part)] @ documents
+            for query, own in zip(part, similarities, strict=True):
+                hidden = [place_of[key] for key in query.excluded if key in place_of]
+                own[hidden] = -np.inf
+                ranked = [keys[place] for place in np.argsort(-own, kind="stable")[: DEEP + len(hidden)]]
+                ranked = [key for key in ranked if key not in query.excluded]
+                scores = ranking_scores(ranked, query.relevance)
+                judged.append({"predicted": self._shown(ranked), "scores": scores})
+                losses += _losses(own / self._recipe.loss.temperature, [place_of[key] for key in query.relevant])
+                usual = [key for key in popular if key not in query.excluded]
+                by_popularity.append(ranking_scores(usual, query.relevance))
+        means = mean_scores([each["scores"] for each in judged])
+        report = means | {"documents": len(keys), "popularity": mean_scores(by_popularity)}
+        return {"loss": float(np.mean(losses or [0.0])), **means, "report": report, "judged": judged}
+
+    def _popularity(self, keys: Sequence[str]) -> list[str]:
+        """What ranking without looking at the query gives: documents by how many training queries they answer."""
+        counts = dict.fromkeys(keys, 0)
+        for query in self.splits.train:
+            for key in query.relevant:
+                if key in counts:
+                    counts[key] += 1
+        return sorted(keys, key=lambda key: -counts[key])
+
+    def _shown(self, keys: Sequence[str]) -> str:
+        return " | ".join(self._text(key)[:80] for key in keys[:SHOWN])
+
+    def described(self, example: Query) -> tuple[int, str, str]:
+        """See `ExampleTask`."""
+        return example.line, self._shown(example.relevant), example.text
+
+    # ------------------------------------------------------------ export
+
+    @staticmethod
+    def logits_of(outputs: Any) -> Tensor:
+        """See `Task`: hidden states (rows, tokens, hidden_size), of which pooling makes the vectors."""
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+    @staticmethod
+    def training_logits(model: PreTrainedModel, documents: Sequence[Tensor]) -> list[Tensor]:
+        """See `Task`. The documents share one padded batch; each gives (tokens, hidden_size)."""
+        rows = [document.numpy().astype(np.int32) for document in documents]
+        hidden = model(**padded(rows, model.config.pad_token_id, max(map(len, rows)))).last_hidden_state
+        return [hidden[number, : len(row)] for number, row in enumerate(rows)]
+
+
+class _Layout:
+    """Where the texts of a global batch lie: all queries by row, then the documents of each row in turn."""
+
+    def __init__(self, step: int, rows: Sequence[Row]) -> None:
+        self._first_row = step * len(rows)
+        sizes = [len(row.target) - 1 for row in rows]
+        self._ends: NDArray[np.int64] = np.cumsum(sizes)
+        self.first_documents: NDArray[np.int64] = self._ends - np.array(sizes)  # (rows,) among the documents
+        self.documents = np.concatenate([row.target[1:] for row in rows])  # their numbers
+        self.texts = len(rows) + len(self.documents)
+        self._rows = len(rows)
+
+    def places(self, batch: StepBatch) -> list[tuple[Tensor, Tensor]]:
+        """Of each micro-batch its rows of the global batch, and the places of its texts, queries first."""
+        found, done = [], 0
+        for inputs in batch.micro_batches:
+            count = len(inputs["input_ids"])
+            own = batch.row_numbers[done : done + count] - self._first_row
+            done += count
+            documents = [np.arange(self.first_documents[row], self._ends[row]) + self._rows for row in own]
+            found.append((torch.from_numpy(own), torch.from_numpy(np.concatenate([own, *documents]))))
+        return found
+
+
+def _losses(logits: NDArray[np.float32], relevant: Sequence[int]) -> list[float]:
+    """Cross-entropy of each relevant document against all that are not relevant."""
+    chosen = logits[relevant].astype(np.float64)
+    logits[relevant] = -np.inf
+    top = float(max(logits.max(initial=-np.inf), chosen.max(initial=-np.inf)))
+    rest = float(np.exp(logits.astype(np.float64) - top).sum())
+    return [float(np.log(rest + np.exp(own - top)) + top - own) for own in chosen]
