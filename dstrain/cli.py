@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _verify_resume(commands)
     _drill(commands)
     _predict(commands)
+    _threshold(commands)
     _export(commands)
     _serve(commands)
     _sweep(commands)
@@ -334,6 +335,22 @@ def _predict(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("file", metavar="FILE", help="texts: lines, JSONL or CSV; - reads lines from standard input")
     command.add_argument("--text-field", metavar="KEY", help="column or key of the text (default: the recipe's)")
     command.add_argument("--batch-rows", type=int, default=32, metavar="N", help="rows at once (default: %(default)s)")
+
+
+def _threshold(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    text = "choose below which probability a classifier says that a text is none of its labels, and measure it"
+    command = _add(commands, "threshold", "dstrain.tasks.threshold:threshold_command", text)
+    command.add_argument("model", metavar="MODEL", help="an exported model's folder, or a run's")
+    text = "held-out texts with labels (default: those that the run held out)"
+    command.add_argument("file", metavar="FILE", nargs="?", help=text)
+    text = "texts with labels to measure it on; those whose label it was not taught are out of scope"
+    command.add_argument("--test", metavar="FILE", help=text)
+    command.add_argument(
+        "--keep", type=float, default=0.95, metavar="SHARE", help="of texts in scope to keep (default: %(default)s)"
+    )
+    command.add_argument("--label-field", metavar="KEY", help="column or key of the label (default: the recipe's)")
+    command.add_argument("--dry-run", action="store_true", help="only say it; do not write it beside the model")
+    _json(command)
 
 
 def _export(commands: "_Commands[argparse.ArgumentParser]") -> None:

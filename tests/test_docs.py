@@ -11,7 +11,7 @@ import pytest
 from dstrain.cli import parse
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECIPE_FILES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 
 

@@ -155,6 +155,19 @@ def _given_labels_differ(labels: tuple[str, ...], target: str) -> Verdict:
     return "names one label; give two or more" if len(labels) == 1 and target == "label" else None
 
 
+@rule("data.left_out_labels", "data.labels", "data.target")
+def _left_out_labels_are_others(left_out: tuple[str, ...], labels: tuple[str, ...], target: str) -> Verdict:
+    if left_out and target != "label":
+        return f"needs one label a text, and data.target={target}; delete it"
+    both = sorted(set(left_out) & set(labels))
+    return f"names {both[0]!r}, and so does data.labels; delete it from one of them" if both else None
+
+
+@rule("data.reject_below", "data.target")
+def _rejection_needs_one_label(reject_below: float, target: str) -> Verdict:
+    return f"needs one label a text, and data.target={target}; use 0" if reject_below and target != "label" else None
+
+
 # ---------------------------------------------------------------- checkpoints
 
 

@@ -175,6 +175,8 @@ class ClassificationData(ExampleData):
 
     `labels` fixes the labels and their order; otherwise they are those of `train`, sorted. `cut` is where a text of
     more than `sequence_length` tokens loses some; reviews often conclude at the end (Sun et al. 2019).
+    Examples that have one of `left_out_labels` are left out. Prediction says `label: null` where its best label is less
+    probable than `reject_below`; `dstrain threshold` finds a good one.
     """
 
     cut: Literal["end", "middle", "start"] = "end"
@@ -183,6 +185,8 @@ class ClassificationData(ExampleData):
     label_field: str = "label"
     target: Literal["label", "labels", "number"] = "label"
     labels: tuple[str, ...] = ()
+    left_out_labels: tuple[str, ...] = ()
+    reject_below: Fraction = 0.0
     separator: str = ","
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from dstrain.errors import CorpusError
 from dstrain.recipe.schema import ClassificationData
 from dstrain.tasks.records import Record
-from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, shown, text_problem
+from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, meant, shown, text_problem
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def parser(data: ClassificationData) -> Parse[Example]:
             return f"{data.label_field} is {shown(value)}, {wanted.get(data.target, 'no finite number; write one')}"
         if isinstance(target, str) and not target.strip():
             return f"{data.label_field} is empty; write the label, or drop the line"
+        if target in data.left_out_labels:
+            return Dropped(f"{data.label_field} is one of data.left_out_labels; this one is {target!r}")
         pair = record.fields[data.pair_field] if data.pair_field else None
         return Example(record.fields[data.text_field], target, record.line, pair)
 

@@ -117,10 +117,16 @@ class TextClassifier:
         self.labels: dict[int, str] = self.model.config.id2label
         pair = loaded.data.get("pair_field")
         self.fields = (loaded.data.get("text_field", "text"), *([pair] if pair else []))
+        self.label_field: str = loaded.data.get("label_field", "label")
+        self.reject_below: float = loaded.data.get("reject_below", 0.0)
 
     def predict(self, texts: list[str]) -> list[Prediction]:
         """The most probable label of texts, which share one batch. Longer ones are cut where training cut them."""
-        logits = self._logits([(text,) for text in texts], len(texts))
+        return self.best([(text,) for text in texts], len(texts))
+
+    def best(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[Prediction]:
+        """The most probable label of each item, as `answers` takes them, however improbable it is."""
+        logits = self._logits(values, batch_rows)
         best = logits.softmax(dim=-1).max(dim=-1)
         return [
             Prediction(self.labels[index], probability)
@@ -128,16 +134,23 @@ class TextClassifier:
         ]
 
     def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
-        """See `Predictor`: label and probability; or `labels`, those that are more probable than not; or `number`."""
-        logits = self._logits(values, batch_rows)
+        """See `Predictor`: label and probability; or `labels`, those that are more probable than not; or `number`.
+
+        The label is None where its probability is below `reject_below`.
+        """
         problem = self.model.config.problem_type
+        if problem not in ("regression", "multi_label_classification"):
+            return [
+                {
+                    "label": one.label if one.probability >= self.reject_below else None,
+                    "probability": round(one.probability, 6),
+                }
+                for one in self.best(values, batch_rows)
+            ]
+        logits = self._logits(values, batch_rows)
         if problem == "regression":
             return [{"number": round(number, 6)} for number in logits[:, 0].tolist()]
-        if problem == "multi_label_classification":
-            return [{"labels": self._likely(row)} for row in logits.sigmoid().tolist()]
-        best = logits.softmax(dim=-1).max(dim=-1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [{"label": self.labels[index], "probability": round(chance, 6)} for index, chance in pairs]
+        return [{"labels": self._likely(row)} for row in logits.sigmoid().tolist()]
 
     def _likely(self, chances: list[float]) -> list[dict[str, Any]]:
         ordered = sorted(enumerate(chances), key=lambda pair: -pair[1])

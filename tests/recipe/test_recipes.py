@@ -13,7 +13,7 @@ PRETRAIN = ("bert-base", "bert-large", "bert-small", "modernbert-base", "quickst
 DEBUG = ("tiny-bert", "tiny-modernbert", "tiny-roberta")
 FINETUNE = (
     *("docstring-package", "docstring-package-scratch", "sentiment", "banking77", "mr", "imdb"),
-    *("wnut17", "weibo_ner", "squad"),
+    *("banking77-scope", "wnut17", "weibo_ner", "squad"),
 )
 SHIPPED = [
     *(f"pretrain/{name}" for name in PRETRAIN),
