@@ -110,6 +110,9 @@ def _run(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command.add_argument(
         "--max-restarts", type=int, default=3, metavar="N", help="restarts after failures (default: %(default)s)"
     )
+    command.add_argument(
+        "--allow", choices=["data-change"], help="go on with other data than the checkpoint's; it is recorded"
+    )
     command.add_argument("--chain", type=int, metavar="N", help="SLURM: N jobs one after another, none requeues")
     command.add_argument(
         "--pdb", type=int, metavar="RANK", help="debug profile: a debugger in this rank, on an exception"

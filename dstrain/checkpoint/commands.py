@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dstrain.checkpoint.data_change import last_step_of_other_data
 from dstrain.checkpoint.manifest import (
     MANIFEST,
     Manifest,
@@ -108,7 +109,9 @@ def _verified(folder: Place) -> list[str]:
     if not problems:
         recipe = recipe_of(folder)
         if recipe is not None:
-            problems = check_recipe_of(folder, Manifest.read(folder), recipe)
+            manifest = Manifest.read(folder)
+            if manifest.step > last_step_of_other_data(run_of(folder)):
+                problems = check_recipe_of(folder, manifest, recipe)
         record_verified(folder, None if problems else time.time())
     return problems
 

@@ -12,8 +12,8 @@ import yaml
 from dstrain.checkpoint.store import Place, StorePath
 from dstrain.errors import CheckpointError
 
-FORMAT = 2
-READABLE = (1, 2)  # 1 had no `origin` and no `scores`
+FORMAT = 3
+READABLE = (1, 2, 3)  # 1 had no `origin` and no `scores`, 2 no `data_changes`
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{10})")
 
@@ -32,6 +32,7 @@ class Manifest:
     is the Transformers config of what was trained, so that a checkpoint can become a model by itself. `origin` says
     where a run that was imported began ("step", "data_step") and what from ("source"); None: at step 0, row 0. `scores`
     are the numbers of an evaluation of this very step, by their names in metrics.jsonl; often there was none.
+    `data_changes` are the steps after which the run went on with other data, see `data_change.py`.
     """
 
     step: int
@@ -50,7 +51,13 @@ class Manifest:
     scores: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
     best: dict[str, Any] | None = None  # {"step", "value", "since"}: the best evaluation, and how many came after it
+    data_changes: list[dict[str, Any]] = field(default_factory=list)  # {"step", "data_step", "changed"}
     format: int = FORMAT
+
+    @property
+    def began(self) -> dict[str, Any]:
+        """The "step" and "data_step" since which the run has gone on with the data that it has now."""
+        return (self.data_changes or [self.origin or {"step": 0, "data_step": 0}])[-1]
 
     def text(self) -> str:
         """The file's content, with a digest of the rest at its end, so that no byte of it can flip unseen."""

@@ -131,10 +131,10 @@ def check_coherence(folder: Place, manifest: Manifest) -> list[str]:
     problems = []
     if manifest.step != step_of(folder):
         problems.append(f"{folder}: its manifest is of step {manifest.step}")
-    began = manifest.origin or {"step": 0, "data_step": 0}
+    began = manifest.began
     made, consumed = manifest.step - began["step"], manifest.data_step - began["data_step"]
     if not (0 <= manifest.optimizer_steps <= manifest.step and 0 <= made <= consumed):
-        steps = f"{manifest.step} steps" if not manifest.origin else f"{manifest.step} steps, {made} since the import"
+        steps = f"{manifest.step} steps" + (f", {made} since step {began['step']}" if began["step"] else "")
         problems.append(
             f"{folder}: {manifest.optimizer_steps} applied of {steps} after {consumed} batches "
             f"cannot be: no step is applied twice, and each consumes a batch"

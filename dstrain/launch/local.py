@@ -21,7 +21,8 @@ from dstrain.recipe.schema import Recipe
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """`dstrain run RECIPE [key=value …] [--procs-per-node N] [--run-dir DIR] [--max-restarts N] [--dry-run]`.
+    """`dstrain run RECIPE [key=value …] [--procs-per-node N] [--run-dir DIR] [--max-restarts N] [--allow data-change]
+    [--dry-run]`.
 
     Returns:
         The exit code of `supervise`; 0 for a dry run.
@@ -34,16 +35,16 @@ def run_command(args: argparse.Namespace) -> int:
     batch = batch_plan(recipe, ranks)
     run_dir = run_folder(args, recipe)
     job = Job(recipe.name, run_dir, ranks, args.max_restarts, entry=args.entry or TRAINING)
-    check_recipe(run_dir, recipe)
+    check_recipe(run_dir, recipe, args.allow)
     if args.dry_run:
         print(f"# {batch}")
         print(dry_run(job))
         return EXIT_DONE
     with exclusive(run_dir):
-        check_recipe(run_dir, recipe)  # again: another supervisor may have made it its own before the lock
+        check_recipe(run_dir, recipe, args.allow)  # again: another supervisor may have made it its own before the lock
         job = check_launch(job, recipe)
         open_corpus(recipe)
-        write_recipe(run_dir, recipe)
+        write_recipe(run_dir, recipe, args.allow)
         with RunProgress(sys.stderr, recipe.name) as progress:
             return supervise(job, progress)
 

@@ -68,7 +68,7 @@ def run_command(args: argparse.Namespace) -> int:
         raise UserError(f"--chain {args.chain} is for transport: slurm, and at least 1")
     if profile.debug is not None:
         return debugging.debug_command(args, profile, recipe)
-    check_recipe(run_dir, recipe)
+    check_recipe(run_dir, recipe, args.allow)
     if args.pdb is not None:
         raise UserError(f"--pdb {args.pdb} needs a profile with a `debug` section, as in --on launch/debug.yaml")
     check_profile(profile, Timings.read(run_dir))
@@ -105,10 +105,10 @@ def _supervise(
         print(dry_run(job, cluster))
         return EXIT_DONE
     with exclusive(run_dir):
-        check_recipe(run_dir, recipe)  # again: another supervisor may have made it its own before the lock
+        check_recipe(run_dir, recipe, args.allow)  # again: another supervisor may have made it its own before the lock
         job = check_launch(job, recipe)
         open_corpus(recipe)
-        write_recipe(run_dir, recipe)
+        write_recipe(run_dir, recipe, args.allow)
         with RunProgress(sys.stderr, recipe.name) as progress:
             return supervise(job, progress)
 
@@ -154,10 +154,10 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
         return EXIT_DONE
     jobs: list[str] = []
     with exclusive(run_dir):
-        check_recipe(run_dir, recipe)
+        check_recipe(run_dir, recipe, args.allow)
         check_launch(Job(recipe.name, run_dir, ranks=1), recipe)  # what can be seen from here; the job asks its nodes
         open_corpus(recipe)
-        write_recipe(run_dir, recipe)
+        write_recipe(run_dir, recipe, args.allow)
         write_json(run_dir / FILE_NAME, submission.as_json())
         (run_dir / "slurm.sbatch").write_text(script)
         for _ in range(args.chain or 1):

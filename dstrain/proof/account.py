@@ -8,10 +8,12 @@ line that does not count means depends on its rows:
 
 Dropped rows must fill the gap between two counting lines without a hole. Each was skipped by the recipe, as its line
 says, or a rollback to that very step stands in `metrics.jsonl`: a gap alone would be rows that a faulty resume lost.
+Where a run went on with other data, that stands there too; another batch may have left row numbers in between unused.
 """
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,15 @@ class Dropped:
     rolled_back: bool
 
 
+@dataclass(frozen=True)
+class DataChange:
+    """Where a run went on with other data, and what differs."""
+
+    after_step: int
+    first_row: int  # of the new data
+    changed: tuple[str, ...]
+
+
 @dataclass
 class Account:
     """What became of the rows of a run. `problems` is empty if each was consumed exactly once, or rolled back."""
@@ -47,6 +58,7 @@ class Account:
     checkpoint_step: int | None  # up to which it is proved
     repeated_rows: int = 0  # made again after restarts
     repeated_steps: int = 0
+    data_changes: list[DataChange] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)  # in the order of the run
     problems: list[str] = field(default_factory=list)  # likewise
 
@@ -69,17 +81,22 @@ def account(run_dir: Path) -> Account:
         CheckpointError: the newest checkpoint's manifest cannot be read.
     """
     path = run_dir / LEDGER_NAME
-    return account_of_ledger(path, newest_saved(run_dir, path), rollbacks_to(run_dir / "metrics.jsonl"))
+    metrics = run_dir / "metrics.jsonl"
+    return account_of_ledger(path, newest_saved(run_dir, path), rollbacks_to(metrics), data_changes(metrics))
 
 
-def account_of_ledger(path: Path, saved: Saved | None, rollbacks: set[int]) -> Account:
+def account_of_ledger(
+    path: Path, saved: Saved | None, rollbacks: set[int], changes: Sequence[DataChange] = ()
+) -> Account:
     """The same from its parts.
 
     Args:
         path: the ledger.
         saved: the newest checkpoint.
         rollbacks: the steps that the run went back to.
+        changes: where it went on with other data.
     """
+    begins = {change.after_step: change.first_row for change in changes}
     lines = read_all_backwards(path)
     newest = last = next(lines, None)
     while last is not None and not last[1]:  # skipped, and the run ended there
@@ -91,19 +108,19 @@ def account_of_ledger(path: Path, saved: Saved | None, rollbacks: set[int]) -> A
     rolled_back = False  # some of the dropped rows
     last_skipped: int | None = None  # of the skipped ones that end where a counting line may begin
     rows_end = newest[0].rows[1]
-    found = Account(str(path), 1, later.step, (0, rows_end), saved.step if saved else None)
+    found = Account(str(path), 1, later.step, (0, rows_end), saved.step if saved else None, data_changes=list(changes))
     problems = _at_checkpoint(later, saved, rows_end)
     if later.rows[1] < rows_end:
         found.dropped.append(Dropped((later.rows[1] + 1, rows_end), later.step, rolled_back=False))
     for entry, counts in lines:
         if counts:
-            problems += _between(entry, later, lowest)
+            problems += _between(entry, later, lowest) if begins.get(entry.step) != lowest else []
             if rolled_back and entry.step not in rollbacks:
                 problems.append(_without_rollback(lowest, later, entry.step))
             problems += _at_checkpoint(entry, saved, entry.rows[1] if last_skipped is None else last_skipped)
             _note_dropped(found, lowest, later, entry.step, rolled_back)
             later, lowest, rolled_back, last_skipped = entry, entry.rows[0], False, None
-        elif entry.rows[1] + 1 == lowest:
+        elif entry.rows[1] + 1 == lowest and begins.get(later.step - 1) != lowest:
             lowest, rolled_back = entry.rows[0], rolled_back or not entry.skipped
             last_skipped = (last_skipped or entry.rows[1]) if entry.skipped else None
         else:
@@ -196,6 +213,17 @@ def rollbacks_to(metrics: Path) -> set[int]:
         return {json.loads(line)["rolled_back_to"] for line in lines if '"rolled_back_to"' in line}
 
 
+def data_changes(metrics: Path) -> list[DataChange]:
+    """Where a run went on with other data, the last time for each step."""
+    if not metrics.is_file():
+        return []
+    with metrics.open(encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines if '"data_changed"' in line]
+    return list(
+        {one["step"]: DataChange(one["step"], one["first_row"], tuple(one["data_changed"])) for one in found}.values()
+    )
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -245,6 +273,10 @@ def account_text(found: Account) -> str:
         lines.append(
             f"  {what:<11}  rows {dropped.rows[0]:,} to {dropped.rows[1]:,}, after step {dropped.after_step:,}"
         )
+    lines += [
+        f"  other data   from row {one.first_row:,} on, after step {one.after_step:,}: {'; '.join(one.changed)}"
+        for one in found.data_changes
+    ]
     return "\n".join([*lines, *(f"  problem      {problem}" for problem in found.problems)])
 
 

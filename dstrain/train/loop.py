@@ -129,7 +129,17 @@ class Loop:
             self.report.say(f"resumed from {source.folder} at step {state.step}")
             self.saved_step = state.step
             self.report.phase("load", step=state.step, last_checkpoint_step=state.step)
+            for change in state.data_changes[-1:]:
+                if change["step"] == state.step:  # just now: a later checkpoint is of a later step
+                    self._note_data_change(change)
         return state
+
+    def _note_data_change(self, change: dict[str, Any]) -> None:
+        first_row = change["data_step"] * self.recipe.train.global_batch_rows
+        self.report.metrics({"step": change["step"], "data_changed": change["changed"], "first_row": first_row})
+        for line in change["changed"]:
+            self.report.say(f"--allow data-change: {line}")
+        self.report.say(f"--allow data-change: the new data begins with row {first_row}, step {change['step'] + 1}")
 
     def _next(self, batches: Iterator[StepBatch], step: int) -> tuple[StepBatch, int, int, bool]:
         """The next batch, and in one small all-reduce all that ranks must agree on before they use it."""

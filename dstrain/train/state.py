@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from dstrain.checkpoint.data_change import differences, on_other_data, permitted
 from dstrain.checkpoint.fragments import (
     MOMENTS,
     WEIGHT,
@@ -41,6 +42,7 @@ class TrainState:
     cursors: NDArray[np.int64] | None = None
     origin: dict[str, Any] | None = None  # of an imported run, see Manifest
     best: dict[str, Any] | None = None  # evaluation so far, see Manifest
+    data_changes: tuple[dict[str, Any], ...] = ()  # see Manifest
 
     def after(self, batch: StepBatch, bad_samples: int) -> "TrainState":
         """The state once a batch is consumed; `bad_samples` of all ranks."""
@@ -98,6 +100,7 @@ def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[
         scores=scores,
         origin=state.origin,
         best=state.best,
+        data_changes=list(state.data_changes),
     )
     return Snapshot(pieces, manifest)
 
@@ -106,10 +109,14 @@ def resume_state(runtime: Runtime, task: Task, run_dir: Path) -> tuple[TrainStat
     """Load the newest checkpoint that verifies; a fresh state if there is none. A collective call.
 
     Raises:
-        CheckpointError: none verifies, or it belongs to other data or another model.
+        CheckpointError: none verifies, or it belongs to another model, or to other data without permission.
     """
     damaged: list[str] = []
+    permission = runtime.from_rank_0(permitted(run_dir) if runtime.rank == 0 else None)
+    batch_rows = runtime.recipe.train.global_batch_rows
     while (source := choose(runtime, run_dir, damaged)) is not None:
+        manifest = on_other_data(source.manifest, permission, task.identity(), task.lanes, batch_rows)
+        source = replace(source, manifest=manifest)
         try:
             return restore_state(runtime, task, source), source
         except DamagedError as error:  # whatever was overwritten, an older one overwrites it again
@@ -139,7 +146,7 @@ def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
     publish(runtime, manifest.optimizer_steps)
     cursors = source.cursors[runtime.rank :: runtime.world_size]
     counters = (manifest.step, manifest.data_step, manifest.bad_samples, manifest.rollbacks)
-    return TrainState(*counters, cursors, manifest.origin, manifest.best)
+    return TrainState(*counters, cursors, manifest.origin, manifest.best, tuple(manifest.data_changes))
 
 
 def model_config(model: PreTrainedModel) -> dict[str, Any]:
@@ -161,17 +168,10 @@ def parameter_shapes(task: Task) -> dict[str, dict[str, Any]]:
 def require_same_identity(source: Source, identity: dict[str, Any]) -> None:
     """Refuse to go on with other data: the order of rows, and so the run, would be another one."""
     saved = source.manifest.identity
-    changed = sorted(_differences(saved, identity))
+    changed = differences(saved, identity)
     if changed:
         raise CheckpointError(
             f"{source.folder} was saved from other data:\n  "
             + "\n  ".join(changed)
-            + "\nput back what changed, or start a new run with another --run-dir"
+            + "\nput back what changed, start a new run with another --run-dir, or go on with --allow data-change"
         )
-
-
-def _differences(saved: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        keys = saved.keys() | now.keys()
-        return [d for key in keys for d in _differences(saved.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if saved == now else [f"{name} was {saved!r}, is {now!r}"]
