@@ -271,6 +271,9 @@ def _ckpt(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "--keep", type=int, metavar="N", help="keep the newest N (default: what the recipe's rules keep)"
     )
     prune.add_argument("--dry-run", action="store_true", help="say what would be kept, and why, and delete nothing")
+    text = "let other runs into a store whose run was killed and will not come back"
+    release = _add(group, "release", "dstrain.checkpoint.commands:release_command", text)
+    release.add_argument("path", metavar="STORE", help="its URL, as in checkpoint.storage")
 
 
 def _report(commands: "_Commands[argparse.ArgumentParser]") -> None:

@@ -53,6 +53,7 @@ assert not heavy, heavy
         "ckpt verify",
         "ckpt export",
         "ckpt prune",
+        "ckpt release",
         "report",
         "ledger",
         "predict",

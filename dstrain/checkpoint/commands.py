@@ -1,4 +1,4 @@
-"""`dstrain ckpt ls | verify | diff | export | prune`."""
+"""`dstrain ckpt ls | verify | diff | export | prune | release`."""
 
 import json
 import time
@@ -21,7 +21,8 @@ from dstrain.checkpoint.manifest import (
 from dstrain.checkpoint.records import Records, record_export, record_verified
 from dstrain.checkpoint.retention import Retention, examined, prune, reasons_to_keep
 from dstrain.checkpoint.run_recipe import recipe_in, recipe_of
-from dstrain.checkpoint.store import Place, place
+from dstrain.checkpoint.store import Place, StorePath, place
+from dstrain.checkpoint.store_owner import release
 from dstrain.checkpoint.verify import check_recipe_of, newest_sound, verify
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, CheckpointError
 
@@ -207,6 +208,16 @@ def _retention(run_dir: Place, keep: int | None) -> Retention:
     if recipe is None:
         raise CheckpointError(f"{run_dir} has no recipe.yaml, whose rules would say what to keep; give --keep N")
     return Retention.of(recipe)
+
+
+def release_command(args: Namespace) -> int:
+    """`dstrain ckpt release STORE`: take off the claim of a run that will not come back."""
+    store = place(args.path)
+    if not isinstance(store, StorePath):
+        raise CheckpointError(f"{store} is no store; give its URL, as in checkpoint.storage. Folders need no release")
+    owner = release(store)
+    print(f"{store} was nobody's" if owner is None else f"{store} was of {owner}; it is nobody's now")
+    return EXIT_DONE
 
 
 def export_command(args: Namespace) -> int:

@@ -20,6 +20,7 @@ from dstrain.checkpoint.foreign_piece import Foreign, ForeignPiece
 from dstrain.checkpoint.fragments import MOMENTS, fragment_key
 from dstrain.checkpoint.manifest import Manifest, checkpoints_of, committed
 from dstrain.checkpoint.store import Place
+from dstrain.checkpoint.store_owner import owned_store
 from dstrain.checkpoint.targets import target_of
 from dstrain.checkpoint.verify import check_completeness, check_file
 from dstrain.errors import EXIT_DONE, CheckpointError
@@ -48,7 +49,8 @@ def import_command(args: Namespace) -> int:
         open_corpus(recipe)
         task = task_class(recipe)(recipe, Runtime.offline(recipe))
         source = Path(args.source)
-        folder, foreign = import_checkpoint(source, run_dir, recipe, task, first_row=args.rows, step=args.step)
+        with owned_store(run_dir):
+            folder, foreign = import_checkpoint(source, run_dir, recipe, task, first_row=args.rows, step=args.step)
     step = foreign.step if args.step is None else args.step
     print(f"{source}: {foreign.kind}, at step {step:,} after {foreign.optimizer_steps:,} updates\n→ {folder}")
     if step >= task.totals.steps:

@@ -156,6 +156,27 @@ class StorePath:
         """Replace a small object."""
         self._retried(lambda fs, path: fs.pipe_file(path, text.encode()), missing_passes=True)
 
+    def create_text(self, text: str) -> bool:
+        """Write a small object where there is none; False: there is one. Of several who try, one does.
+
+        A store that puts on no condition is looked at before instead: then two may, and the later one has it.
+        """
+
+        def create(fs: Any, path: str) -> bool:
+            try:
+                fs.pipe_file(path, text.encode(), mode="create")
+            except FileExistsError:
+                return False
+            except (TypeError, NotImplementedError, OSError) as error:
+                if isinstance(error, OSError) and error.errno != errno.ENOSYS:
+                    raise
+                if fs.exists(path):
+                    return False
+                fs.pipe_file(path, text.encode())
+            return True
+
+        return self._retried(create, missing_passes=True)
+
     def write_blocks(self, blocks: Callable[[], Iterable[bytes | memoryview]], size: int) -> None:
         """Write an object in parts.
 

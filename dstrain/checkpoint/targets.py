@@ -17,12 +17,14 @@ from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name, step_of
 from dstrain.checkpoint.retention import discard
 from dstrain.checkpoint.store import Place, StorePath
+from dstrain.checkpoint.store_owner import require_owned
+from dstrain.errors import CheckpointError
 
 Phase = Callable[[str], None]
 
 
 class Target(Protocol):
-    """One checkpoint that is being written. What goes wrong is an OSError."""
+    """One checkpoint that is being written. What goes wrong is an OSError; another run's store, a CheckpointError."""
 
     @property
     def final(self) -> Place:
@@ -49,7 +51,7 @@ def target_of(run_dir: Path, step: int) -> Target:
     """Where the checkpoint of a step goes."""
     where = checkpoints_of(run_dir)
     if isinstance(where, StorePath):
-        return StoreTarget(where / folder_name(step), run_dir / "recipe.yaml")
+        return StoreTarget(where / folder_name(step), run_dir)
     return DiskTarget(where / folder_name(step))
 
 
@@ -96,12 +98,13 @@ class DiskTarget:
 class StoreTarget:
     """A store that fsspec knows. Objects appear whole, so that files need no other name until they are committed."""
 
-    def __init__(self, final: StorePath, recipe: Path) -> None:
+    def __init__(self, final: StorePath, run_dir: Path) -> None:
         self.final = self.writing = final
-        self._recipe = recipe
+        self._run_dir = run_dir
 
     def prepare(self) -> None:
         """See `Target`. A checkpoint of this step, which did not verify, stops being one before it is overwritten."""
+        require_owned(self.final.parent, self._run_dir)
         for folder in self.final.parent.iterdir():
             if folder == self.final or (step_of(folder) is not None and not (folder / MANIFEST).exists()):
                 discard(folder)
@@ -112,14 +115,17 @@ class StoreTarget:
 
     def commit(self, manifest: str, phase: Phase) -> None:
         """See `Target`."""
-        if self._recipe.is_file():  # so that what is in the store can be used by itself
-            (self.final.parent / self._recipe.name).write_text(self._recipe.read_text(encoding="utf-8"))
+        recipe = self._run_dir / "recipe.yaml"
+        if recipe.is_file():  # so that what is in the store can be used by itself
+            (self.final.parent / recipe.name).write_text(recipe.read_text(encoding="utf-8"))
         phase("save:rename")
+        require_owned(self.final.parent, self._run_dir)
         (self.final / MANIFEST).write_text(manifest)
 
     def abandon(self) -> None:
         """See `Target`."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CheckpointError):
+            require_owned(self.final.parent, self._run_dir)  # or it would be the other run's that goes
             discard(self.final)
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.checkpoint.store_owner import owned_store
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, EXIT_USER_ERROR, UserError
 from dstrain.launch import evidence, slurm
 from dstrain.launch.cluster import legal_nodes, node_settings, stop_timeout_seconds
@@ -76,7 +77,7 @@ def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
         except UserError:
             close_record(run_dir, EXIT_USER_ERROR)
             raise
-        with RunProgress(sys.stderr, submission.name) as progress:
+        with owned_store(run_dir), RunProgress(sys.stderr, submission.name) as progress:
             exit_code = supervise(job, progress, stops)
     # Not after SIGTERM: that is `scancel`, or SLURM which requeues by itself.
     if exit_code == EXIT_RESTART_ME and requeues(submission) and stops.signal != "SIGTERM":

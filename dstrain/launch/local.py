@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dstrain.checkpoint.store_owner import owned_store
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch.command import Job, command, free_port, with_users_choice
 from dstrain.launch.flight_recorder import has_devices
@@ -45,7 +46,7 @@ def run_command(args: argparse.Namespace) -> int:
         job = check_launch(job, recipe)
         open_corpus(recipe)
         write_recipe(run_dir, recipe, args.allow)
-        with RunProgress(sys.stderr, recipe.name) as progress:
+        with owned_store(run_dir), RunProgress(sys.stderr, recipe.name) as progress:
             return supervise(job, progress)
 
 

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dstrain.checkpoint.data_change import DATA_CHANGE, permit
+from dstrain.checkpoint.manifest import checkpoints_of
+from dstrain.checkpoint.store import StorePath
+from dstrain.checkpoint.store_owner import claim
 from dstrain.data.shards import Corpus
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.launch.run_folder import newest_checkpoint_step, next_attempt
@@ -85,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_recipe(arguments.run_dir, recipe, arguments.allow)
         open_corpus(recipe)
         write_recipe(arguments.run_dir, recipe, arguments.allow)
+        store = checkpoints_of(arguments.run_dir)
+        if isinstance(store, StorePath):
+            claim(store, arguments.run_dir)  # nobody takes it off: the scripts become torchrun
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

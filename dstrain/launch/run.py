@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.checkpoint.store_owner import owned_store
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch import debugging, local, slurm
 from dstrain.launch.attempt import attempt_plan, channels, redacted_values
@@ -109,7 +110,7 @@ def _supervise(
         job = check_launch(job, recipe)
         open_corpus(recipe)
         write_recipe(run_dir, recipe, args.allow)
-        with RunProgress(sys.stderr, recipe.name) as progress:
+        with owned_store(run_dir), RunProgress(sys.stderr, recipe.name) as progress:
             return supervise(job, progress)
 
 

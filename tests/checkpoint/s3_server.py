@@ -76,6 +76,8 @@ class Way:
         self._open: list[socket.socket] = []
         self._listener: socket.socket | None = None
         self.bytes = 0  # that went to the server
+        self.refusal: bytes | None = None  # what whoever writes gets instead of an answer of the server
+        self.refused = 0
         self.mend()
 
     def mend(self) -> None:
@@ -103,11 +105,24 @@ class Way:
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if counted and self.refusal is not None and data.startswith((b"PUT ", b"POST ")):
+                    self.refused += 1
+                    source.sendall(self.refusal)
+                    while source.recv(1 << 16):  # the rest of what it wanted to write
+                        pass
+                    break
                 self.bytes += len(data) if counted else 0
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+def refusal(status: str, code: str, message: str) -> bytes:
+    """An answer of an S3 server, as bytes."""
+    body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{head}\r\n\r\n{body}".encode()
 
 
 def use(settings: dict[str, str]) -> None:

@@ -1,9 +1,12 @@
 """Checkpoints in an S3 store: committed by their manifest, read in checked parts, through a network that fails."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,20 @@ import pytest
 import torch
 from checkpoint_ranks import Job, Piece, job
 from ranks import run_ranks
-from s3_server import BUCKET, Way, environment, put, s3_server, use
+from s3_server import BUCKET, Way, environment, put, refusal, s3_server, use
 from synthetic import synthetic_manifest
 
 from dstrain.checkpoint import store
+from dstrain.checkpoint.commit import explain_os_error
 from dstrain.checkpoint.load import Pieces
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed
 from dstrain.checkpoint.store import StoreError, StorePath
+from dstrain.checkpoint.store_owner import claim, owned_store, release
 from dstrain.checkpoint.stored import DamagedError
 from dstrain.checkpoint.targets import StoreTarget
 from dstrain.checkpoint.verify import verify
 from dstrain.cli import main
+from dstrain.errors import CheckpointError
 from dstrain.launch.prepare import write_recipe
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
@@ -63,7 +69,7 @@ def numbers(state: str, step: int, elements: int = ELEMENTS) -> torch.Tensor:
 
 def saved(here: StorePath, step: int, elements: int = ELEMENTS) -> StorePath:
     """Commit a checkpoint of one parameter."""
-    target = StoreTarget(here / f"step-{step:010d}", Path("no recipe"))
+    target = StoreTarget(here / f"step-{step:010d}", Path("no run"))
     target.prepare()
     written = target.write("rank-00000.safetensors", [(f"p|{s}|0", numbers(s, step, elements)) for s in STATES])
     target.commit(manifest_of(step, written.entry(), elements), lambda _: None)
@@ -223,7 +229,7 @@ def test_a_server_that_is_killed_in_mid_upload_and_comes_back(way: Way, monkeypa
 
 def test_a_server_that_stays_away_is_named_and_leaves_the_older_checkpoint(way: Way, here: StorePath) -> None:
     older = saved(here, 1)
-    target = StoreTarget(here / "step-0000000002", Path("no recipe"))
+    target = StoreTarget(here / "step-0000000002", Path("no run"))
     target.prepare()
     cutting = cut_after(way, 8_000_000, away_seconds=None)
     with pytest.raises(StoreError, match=r"the store does not answer: .*; tried 5 times"):
@@ -239,6 +245,36 @@ def test_a_server_that_stays_away_is_named_and_leaves_the_older_checkpoint(way: 
     assert not target.final.exists()  # what was not committed went with the next save
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [  # as MinIO and Ceph have it
+        (
+            "507 Insufficient Storage",
+            "XMinioStorageFull",
+            "Storage backend has reached its minimum free drive threshold.",
+        ),
+        ("403 Forbidden", "QuotaExceeded", "None"),
+    ],
+)
+def test_a_full_store_is_named_at_once_and_leaves_the_older_checkpoint(
+    way: Way, here: StorePath, tmp_path: Path, status: str, code: str, message: str
+) -> None:
+    older = saved(here, 1, elements=100)
+    target = StoreTarget(here / "step-0000000002", tmp_path)
+    target.prepare()
+    way.refusal, before = refusal(status, code, message), way.refused
+    with pytest.raises(StoreError) as caught:
+        target.write("rank-00000.safetensors", [(f"p|{s}|0", numbers(s, 2)) for s in STATES])
+    words = explain_os_error(caught.value, target.writing)
+    assert "no space left in the store" in words
+    assert "; make room, or raise its quota" in words
+    assert way.refused - before < 4  # what does not pass is not waited for
+    way.refusal = None
+    target.abandon()
+    assert committed(here) == [older]
+    assert verify(older) == []
+
+
 def test_a_checkpoint_that_is_half_removed_is_none(here: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(here, 1, elements=5)
 
@@ -247,7 +283,7 @@ def test_a_checkpoint_that_is_half_removed_is_none(here: StorePath, monkeypatch:
 
     monkeypatch.setattr(StorePath, "remove_tree", dies)
     with pytest.raises(KeyboardInterrupt):
-        StoreTarget(folder, Path("no recipe")).prepare()
+        StoreTarget(folder, Path("no run")).prepare()
     assert committed(here) == []
     assert (folder / "rank-00000.safetensors").exists()
 
@@ -320,3 +356,80 @@ def test_a_file_of_a_manifest_without_blocks_is_read_as_well(here: StorePath) ->
     view = torch.empty(ELEMENTS)
     Pieces(folder, Manifest.read(folder)).read_into(view, "p", "exp_avg", 0)
     assert torch.equal(view, numbers("exp_avg", 1))
+
+
+# ---------------------------------------------------------------- one run for each store
+
+
+def test_a_store_belongs_to_one_run_until_that_lets_go(here: StorePath, tmp_path: Path) -> None:
+    runs = [stored_run(tmp_path / name, here) for name in ("one", "two")]
+    with owned_store(runs[0]):
+        with pytest.raises(CheckpointError, match=rf"{here} is in use by another run: {runs[0]} on .*process"):
+            claim(here, runs[1])
+        assert not (runs[1] / "store_owner.json").exists()
+    with owned_store(runs[1]):
+        assert not (here / "step-0000000001").exists()
+    assert not (here / "owner.json").exists()
+
+
+def test_of_many_who_claim_a_store_at_once_one_has_it(here: StorePath, tmp_path: Path) -> None:
+    def tries(run_dir: Path) -> bool:
+        start.wait()
+        try:
+            claim(here, run_dir)
+        except CheckpointError:
+            return False
+        return True
+
+    runs = [stored_run(tmp_path / f"run-{number}", here) for number in range(8)]
+    start = threading.Barrier(len(runs))
+    with ThreadPoolExecutor(len(runs)) as pool:
+        assert list(pool.map(tries, runs)).count(True) == 1
+
+
+def test_after_a_crash_the_same_folder_goes_on_and_others_are_let_in_by_hand(
+    here: StorePath, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_recipe: Callable[..., Recipe]
+) -> None:
+    runs = [stored_run(tmp_path / name, here) for name in ("one", "two")]
+    program = "import sys; from dstrain.checkpoint.store_owner import claim; from dstrain.checkpoint.store import place"
+    program += "; from pathlib import Path; claim(place(sys.argv[1]), Path(sys.argv[2]))"
+    program += "; import os; os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", program, str(here), str(runs[0])], check=False).returncode == -9
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(resolved_yaml(tiny_recipe(f"checkpoint.storage={here}")))
+    assert main(["run", str(recipe), "--run-dir", str(runs[1])]) == 2
+    words = f"error: {here} is in use by another run: {runs[0]} on "
+    assert capsys.readouterr().err.startswith(words)
+    with owned_store(runs[0]):
+        pass
+    claim(here, runs[0])  # and killed again
+    assert main(["ckpt", "release", str(here)]) == 0
+    assert capsys.readouterr().out.startswith(f"{here} was of {runs[0]} on ")
+    claim(here, runs[1])
+    assert main(["ckpt", "release", str(tmp_path)]) == 2
+
+
+def test_who_has_lost_a_store_commits_and_removes_nothing_there(here: StorePath, tmp_path: Path) -> None:
+    runs = [stored_run(tmp_path / name, here) for name in ("one", "two")]
+    claim(here, runs[0])
+    target = StoreTarget(here / "step-0000000004", runs[0])
+    target.prepare()
+    entry = target.write("rank-00000.safetensors", [("p|weight|0", numbers("weight", 4, 5))]).entry()
+    release(here)
+    claim(here, runs[1])
+    for forbidden in (lambda: target.commit(manifest_of(4, entry, 5), lambda _: None), target.prepare):
+        with pytest.raises(CheckpointError, match=rf"is not this run's any more: {runs[1]} on .* has taken it"):
+            forbidden()
+    assert committed(here) == []
+    target.abandon()
+    assert (target.final / "rank-00000.safetensors").exists()
+    release(here)
+    with pytest.raises(CheckpointError, match="this run's claim was taken off it"):
+        target.prepare()
+
+
+def stored_run(run_dir: Path, where: StorePath) -> Path:
+    """A run's folder, as far as its store goes."""
+    run_dir.mkdir()
+    (run_dir / "recipe.yaml").write_text(f"checkpoint: {{storage: {where}}}\n")
+    return run_dir
