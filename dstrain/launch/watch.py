@@ -7,7 +7,9 @@ When one rank hangs, all others soon wait for it. Waiting looks the same from ou
 
     stopped      its process is, by SIGSTOP or a debugger
     by itself    in a phase in which it waits for no other rank: the next rows come from its own data process
-    behind       it has begun fewer phases than every other rank of this node, and none of them moves
+    behind       it has begun fewer phases than every other rank, of all nodes, and none of them moves
+
+What ranks of other nodes do is taken from those nodes' statuses, and only once all of this one's stand still.
 
 Then py-spy reads where it stands, all ranks of the node write their stacks into their logs (and NCCL's flight recorder
 its last collectives), and the blamed one is killed: the rest is as after any other failure.
@@ -21,7 +23,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from dstrain.errors import UserError
 from dstrain.launch import stacks
 from dstrain.launch.flight_recorder import have_recorded
 from dstrain.launch.pulse import Pulse, read_pulses
-from dstrain.launch.run_folder import attempt_folder, node_status_folder
+from dstrain.launch.run_folder import attempt_folder, node_status_folder, read_json
 from dstrain.rank import write_json
 from dstrain.recipe.load import load_recipe
 
@@ -41,15 +43,29 @@ _LOOK_EVERY_SECONDS = 1.0
 _LEAST_SAMPLES, _KEPT_SAMPLES = 3, 60  # at one a second at most, the last minute
 
 
-def hanging(pulses: Sequence[Pulse], now: float, limit_seconds: float) -> Pulse | None:
-    """The rank to blame for standing still, if there is one. Pure; see the module's docstring."""
+def hanging(
+    pulses: Sequence[Pulse],
+    now: float,
+    limit_seconds: float,
+    elsewhere: Callable[[], Sequence[float] | None] = list,
+) -> Pulse | None:
+    """The rank of this node to blame for standing still, if there is one. Pure; see the module's docstring.
+
+    Args:
+        pulses: of this node's ranks.
+        now: by the clock that they go by.
+        limit_seconds: how long a rank may stand still.
+        elsewhere: how many phases each rank of the other nodes has begun; None where one of them is not known to
+            stand still. Called only if that decides.
+    """
     late = [pulse for pulse in pulses if now - pulse.monotonic > limit_seconds]
     for suspects in ([p for p in late if p.is_stopped], [p for p in late if p.phase in ALONE]):
         if suspects:
             return min(suspects, key=lambda pulse: pulse.monotonic)
-    if len(late) == len(pulses) > 1:
-        behind, other = sorted(late, key=lambda pulse: pulse.count)[:2]
-        if behind.count < other.count:
+    if late and len(late) == len(pulses) and (counts := elsewhere()) is not None:
+        behind, *others = sorted(late, key=lambda pulse: pulse.count)
+        ahead = [*(pulse.count for pulse in others), *counts]
+        if ahead and behind.count < min(ahead):
             return behind
     return None
 
@@ -85,7 +101,7 @@ def watch(run_dir: Path, attempt: int, ranks: Sequence[int], node: int = 0, node
     every = min(max(STATUS_EVERY_SECONDS, nodes / _NODES_A_SECOND), RARELY_SECONDS)
     with contextlib.suppress(UserError, OSError):
         recipe = load_recipe(run_dir / "recipe.yaml", check_files=False).recipe
-        return Watch(run_dir, attempt, ranks, recipe.hang_seconds, node, every)
+        return Watch(run_dir, attempt, ranks, recipe.hang_seconds, node, nodes, every)
     return None
 
 
@@ -99,11 +115,13 @@ class Watch:
         ranks: Sequence[int],
         limit_seconds: float,
         node: int = 0,
+        nodes: int = 1,
         status_every_seconds: float = STATUS_EVERY_SECONDS,
     ) -> None:
         self._status_every_seconds = status_every_seconds
+        self._node, self._nodes, self._attempt = node, nodes, attempt
         self._folder, self._limit = attempt_folder(run_dir, attempt), limit_seconds
-        self._status_file = node_status_folder(run_dir) / f"node-{node:05d}.json"
+        self._status_file = node_status_folder(run_dir) / _file_name(node)
         self._status: dict[str, Any] = {"attempt": attempt, "node": node, "host": socket.gethostname()}
         self._paces = {rank: Pace() for rank in ranks}
         self._seen: set[int] = set()
@@ -124,13 +142,29 @@ class Watch:
             pulses = read_pulses()
             for pulse in pulses:
                 self._paces.setdefault(pulse.rank, Pace()).observe(pulse)
-            if time.monotonic() - self._written >= self._status_every_seconds:
+            is_due = time.monotonic() - self._written >= self._status_every_seconds
+            if is_due:
                 self._write(pulses)
-            blamed = hanging(pulses, time.monotonic(), self._limit)
+            elsewhere = self._counts_elsewhere if is_due else lambda: None  # no more often than they are written
+            blamed = hanging(pulses, time.monotonic(), self._limit, elsewhere)
             if blamed is not None:
                 self._write(pulses)
                 self._end(blamed, pulses)
                 return
+
+    def _counts_elsewhere(self) -> list[float] | None:
+        """How many phases the ranks of the other nodes have begun; None unless all stand still, and may be waiting."""
+        counts = []
+        for node in set(range(self._nodes)) - {self._node}:
+            status = read_json(self._status_file.with_name(_file_name(node)))
+            if status.get("attempt") != self._attempt:
+                return None
+            for rank in status["ranks"]:
+                is_late = "count" in rank and rank["seconds"] > self._limit
+                if not is_late or rank["is_stopped"] or rank["phase"] in ALONE:  # its own agent blames it
+                    return None
+                counts.append(rank["count"])
+        return counts
 
     def _write(self, pulses: Sequence[Pulse], *, is_over: bool = False) -> None:
         """The node's status, as a whole. A disk that is full at the moment costs no more than that."""
@@ -141,7 +175,8 @@ class Watch:
         for rank, pace in sorted(self._paces.items()):
             if (pulse := alive.get(rank)) is not None:
                 known = {"pid": pulse.pid, "phase": pulse.phase, "step": pulse.step, "is_stopped": pulse.is_stopped}
-                ranks.append({"rank": rank, **known, "seconds": round(now - pulse.monotonic, 1), **pace.as_json()})
+                known |= {"count": pulse.count, "seconds": round(now - pulse.monotonic, 1)}
+                ranks.append({"rank": rank, **known, **pace.as_json()})
             else:
                 phase = "ended" if is_over or rank in self._seen else "starting"
                 ranks.append({"rank": rank, "pid": None, "phase": phase, "seconds": round(now - self._began, 1)})
@@ -174,6 +209,10 @@ class Watch:
             write_json(self._folder / "hangs" / f"rank-{blamed.rank:05d}.json", content)
             (self._folder / "hangs" / f"rank-{blamed.rank:05d}.txt").write_text(text)
         _send(blamed.pid, signal.SIGKILL)
+
+
+def _file_name(node: int) -> str:
+    return f"node-{node:05d}.json"
 
 
 def _stack(blamed: Pulse) -> tuple[tuple[str, ...], str]:

@@ -15,9 +15,11 @@ import pytest
 from dstrain.launch.evidence import hang_words
 from dstrain.launch.flight_recorder import have_recorded, recorder_environment
 from dstrain.launch.pulse import Pulse, read_pulses
+from dstrain.launch.run_folder import read_json
 from dstrain.launch.stacks import in_log, shortened, spied
 from dstrain.launch.verdict import RankFailure, explain
 from dstrain.launch.watch import Watch, hanging
+from dstrain.rank import write_json
 
 CHILD = """
 import sys, time
@@ -50,7 +52,11 @@ def test_a_rank_is_blamed_only_for_what_cannot_be_waiting() -> None:
     assert hanging([HERE, behind], 120.0, 10.0) is behind
     assert hanging([replace(HERE, monotonic=119.0), behind], 120.0, 10.0) is None  # another one still moves
     assert hanging([behind], 120.0, 10.0) is None  # nobody here to compare with
-    assert hanging([], 120.0, 10.0) is None
+    assert hanging([behind], 120.0, 10.0, lambda: [10.0, 10.0]) is behind  # but on other nodes
+    assert hanging([behind], 120.0, 10.0, lambda: [10.0, 9.0]) is None
+    assert hanging([HERE, behind], 120.0, 10.0, lambda: [8.0]) is None  # one there is further behind
+    assert hanging([HERE, behind], 120.0, 10.0, lambda: None) is None  # somebody still moves
+    assert hanging([], 120.0, 10.0, lambda: [10.0]) is None
     in_a_save = [replace(HERE, count=10.4, phase="save:vote"), replace(HERE, rank=1, count=10.3, phase="save:write")]
     assert hanging(in_a_save, 120.0, 10.0) is in_a_save[1]
 
@@ -104,6 +110,46 @@ def test_the_child_that_stands_still_is_found_and_ended_and_the_other_is_not(tmp
             child.kill()
             child.communicate()
     assert read_pulses() == []
+
+
+def test_a_rank_that_is_alone_on_its_node_is_blamed_once_those_of_other_nodes_are_known_to_wait(tmp_path: Path) -> None:
+    folder = tmp_path / "status/nodes"
+    folder.mkdir(parents=True)
+
+    def other_node(**changes: object) -> None:
+        rank = {"rank": 0, "phase": "backward", "is_stopped": False, "count": 9.0, "seconds": 60.0, **changes}
+        write_json(folder / "node-00000.json", {"attempt": 1, "ranks": [rank]})
+
+    def seconds() -> float:
+        ranks = read_json(folder / "node-00001.json").get("ranks") or [{"seconds": 0.0, "phase": "starting"}]
+        return float(ranks[0]["seconds"]) if ranks[0]["phase"] == "forward" else 0.0
+
+    def wait_until_looked() -> None:
+        deadline = time.monotonic() + 60
+        for _ in range(2):  # it looks after it has written: the second time, the first look is over
+            before = seconds()
+            while not 2.0 < seconds() > before:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    child = subprocess.Popen([sys.executable, "-c", CHILD, "1", "5", "forward"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        watching = Watch(tmp_path, 1, [1], limit_seconds=1.0, node=1, nodes=2, status_every_seconds=0.2)
+        # not known, still moving, behind as well, blamed by its own agent: by its phase, or since it is stopped
+        for changes in ({}, {"seconds": 0.1}, {"count": 6.0}, {"phase": "data"}, {"is_stopped": True}):
+            if changes:
+                other_node(**changes)
+            wait_until_looked()
+            assert child.poll() is None
+        other_node()
+        assert child.wait(timeout=60) != 0
+        watching.end()
+        hang = json.loads((tmp_path / "attempts/0001/hangs/rank-00001.json").read_text())
+        assert (hang["rank"], hang["phase"], hang["is_stopped"]) == (1, "forward", False)
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_without_py_spy_the_stack_is_taken_from_what_faulthandler_wrote(tmp_path: Path) -> None:
