@@ -14,6 +14,7 @@ from dstrain.recipe.schema import Recipe
 from dstrain.tokenizer import train_wordpiece, write_tokenizer
 
 VOCABULARY = 256
+SHOWN = "shown"
 LONG_FOLDERS = {"cluster", "proof", "sweep"}
 RECIPE = """\
 name: tiny
@@ -80,6 +81,12 @@ def tiny_recipe(
     return make
 
 
+@pytest.fixture
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`show(text)`: at the end of the session, also from a worker of xdist, whose output nobody sees."""
+    return lambda text: request.node.user_properties.append((SHOWN, text))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes begin first, so that no worker sits idle at the end."""
@@ -101,7 +108,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name what CI will not accept."""
+    """What tests have shown; and in CI, what is not accepted."""
+    for report in (report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])):
+        for text in (text for name, text in report.user_properties if name == SHOWN):
+            terminalreporter.section(report.nodeid)
+            terminalreporter.write_line(text)
     if os.environ.get("DSTRAIN_CI"):
         for test in _skipped_without_need(config):
             terminalreporter.write_line(f"CI: skipped, though this machine can run it: {test}", red=True)

@@ -332,7 +332,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 def outcomes_text(outcomes: list[Outcome]) -> str:
     """A table, and below it every objection, and why something was not tried."""
     parts = ("stop", "restart", "load", "first step")
-    table = [["fault", "verdict", "detected after", *parts, "lost steps", "rows ±", "afterwards", ""]]
+    head = ["fault", "verdict", "detected after", *parts, "restarted after", "lost steps", "rows ±", "afterwards", ""]
+    table = [head]
     for outcome in outcomes:
         equal = {None: "", True: "bit-equal", False: "not equal"}[outcome.bit_equal]
         table.append(
@@ -341,6 +342,7 @@ def outcomes_text(outcomes: list[Outcome]) -> str:
                 outcome.verdict,
                 _seconds(outcome.detected_after),
                 *(_seconds(outcome.seconds.get(part)) for part in parts),
+                _seconds(outcome.restarted_after),
                 _count(outcome.lost_steps),
                 _count(outcome.rows_repeated_or_skipped),
                 equal,
