@@ -106,6 +106,11 @@ def command(job: Job, attempt: int, python: str, cores: int, port: int, supervis
     return Command((python, "-u", "-m", "dstrain.launch.agent", *arguments), environment)
 
 
+def shell_comment(text: str) -> str:
+    """The text as comments for a shell, however many lines it has: a folder's name may contain line breaks."""
+    return "\n".join(f"# {line}" for line in text.splitlines())
+
+
 def free_port() -> int:
     """A TCP port of the loopback device that nobody listens on right now."""
     with socket.socket() as probe:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.launch.cluster import supervisors_python
-from dstrain.launch.command import Job, free_port
+from dstrain.launch.command import Job, free_port, shell_comment
 from dstrain.launch.debug_text import ORDERS, REPORT, report_text
 from dstrain.launch.preflight import check_launch
 from dstrain.launch.prepare import open_corpus, write_recipe
@@ -71,7 +71,7 @@ def debug_command(args: argparse.Namespace, profile: Profile, recipe: Recipe) ->
     recipe = recipe.model_copy(update={"checkpoint": checkpoint})
     processes = plan(profile, run_dir, ranks, shown, free_port())
     if args.dry_run:
-        print(f"# {batch}\n# each debug run begins anew in {run_dir}")
+        print(shell_comment(f"{batch}\neach debug run begins anew in {run_dir}"))
         print("\n".join(as_shell(rank) for rank in processes))
         return EXIT_DONE
     with exclusive(run_dir):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dstrain.checkpoint.store_owner import owned_store
 from dstrain.errors import EXIT_DONE, UserError
-from dstrain.launch.command import Job, command, free_port, with_users_choice
+from dstrain.launch.command import Job, command, free_port, shell_comment, with_users_choice
 from dstrain.launch.flight_recorder import has_devices
 from dstrain.launch.preflight import check_launch
 from dstrain.launch.prepare import check_recipe, open_corpus, write_recipe
@@ -38,7 +38,7 @@ def run_command(args: argparse.Namespace) -> int:
     job = Job(recipe.name, run_dir, ranks, args.max_restarts, entry=args.entry or TRAINING)
     check_recipe(run_dir, recipe, args.allow)
     if args.dry_run:
-        print(f"# {batch}")
+        print(shell_comment(str(batch)))
         print(dry_run(job))
         return EXIT_DONE
     with exclusive(run_dir):
@@ -69,8 +69,8 @@ def dry_run(job: Job) -> str:
     attempt = next_attempt(job.run_dir)
     launch = command(job, attempt, sys.executable, len(os.sched_getaffinity(0)), free_port(), None)
     launch = with_users_choice(launch, os.environ)
-    heading = f"# attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"
-    return f"{heading}\n{launch.as_shell()}"
+    heading = f"attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"
+    return f"{shell_comment(heading)}\n{launch.as_shell()}"
 
 
 def devices() -> int:
