@@ -19,7 +19,7 @@ from pathlib import Path
 from dstrain.checkpoint.store_owner import owned_store
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, EXIT_USER_ERROR, UserError
 from dstrain.launch import evidence, slurm
-from dstrain.launch.cluster import legal_nodes, node_settings, stop_timeout_seconds
+from dstrain.launch.cluster import legal_nodes, node_settings, nodes_in_words, stop_timeout_seconds
 from dstrain.launch.code_digest import code_digest
 from dstrain.launch.command import Cluster, Job
 from dstrain.launch.preflight import check_launch
@@ -69,8 +69,10 @@ def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
             close_record(run_dir, EXIT_FAILURE)
             return EXIT_FAILURE
         recipe = load_recipe(run_dir / "recipe.yaml").recipe
-        job = job_on(submission, recipe, slurm.hosts_of_job(), slurm.seconds_left_of_job(job_id))
-        job = replace(job, scheduler_job=job_id)
+        hosts = slurm.hosts_of_job()
+        job = replace(job_on(submission, recipe, hosts, slurm.seconds_left_of_job(job_id)), scheduler_job=job_id)
+        if (said := nodes_in_words(submission.nodes, len(hosts), job.world // job.ranks)) is not None:
+            print(f"{submission.name}: {said}", file=sys.stderr)
         # What a lost node means is left to the supervisor, which goes back into the queue.
         try:
             job = check_launch(job, recipe, lost_nodes_matter=False)

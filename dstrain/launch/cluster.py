@@ -39,6 +39,13 @@ def legal_nodes(recipe: Recipe, ranks_per_node: int, fewest: int, most: int) -> 
     return nodes
 
 
+def nodes_in_words(asked: tuple[int, int], there: int, used: int) -> str | None:
+    """What is said of a range of nodes; None where it is a single number. Pure."""
+    fewest, most = asked
+    words = f"nodes {fewest}-{most}, and {there} there: {used} used, the most that can share a global batch"
+    return None if fewest == most else words
+
+
 def hosts_of(profile: Profile, recipe: Recipe, nodes: tuple[int, int], ranks: int | None) -> tuple[list[str], int]:
     """The hosts of an ssh run, and how many ranks each gets.
 

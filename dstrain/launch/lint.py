@@ -90,6 +90,11 @@ def _container_problems(profile: Profile) -> Problems:
     if program in ("apptainer", "singularity") and (cut := cleaning & set(words)) and _variables(profile):
         names = ", ".join(_variables(profile))
         yield "error", None, f"container: {program} {min(cut)} does not pass on {names}", f"delete {min(cut)}"
+    configured = any(word in ("-c", "--conf") or word.startswith("--conf=") for word in words)
+    if program == "enroot" and not configured and not any(word.startswith(("--env", "-e")) for word in words):
+        names = ", ".join(_variables(profile))
+        remedy = "add --env NAME for each of them, or --conf FILE with `environ() { env; }` in it"
+        yield "error", None, f"container: enroot does not pass on {names}", remedy
     if program == "sudo" and not {"-E", "--preserve-env"} & set(words):
         yield "error", None, "container: sudo passes on no variable", "add -E, or run as the right user from the start"
 

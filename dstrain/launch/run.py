@@ -24,13 +24,14 @@ from dstrain.launch.cluster import (
     listed_hosts,
     make_cluster,
     node_settings,
+    nodes_in_words,
     spare_hosts,
     stop_timeout_seconds,
     supervisors_python,
     working_folder,
 )
 from dstrain.launch.code_digest import code_digest
-from dstrain.launch.command import Cluster, Job
+from dstrain.launch.command import Cluster, Job, shell_comment
 from dstrain.launch.node_script import node_script
 from dstrain.launch.preflight import check_launch, check_profile
 from dstrain.launch.prepare import check_recipe, open_corpus, write_recipe
@@ -42,7 +43,7 @@ from dstrain.launch.submission import FILE_NAME, LOG_NAME, Submission, sbatch_sc
 from dstrain.launch.supervise import supervise
 from dstrain.launch.timings import Timings
 from dstrain.plan import batch_plan
-from dstrain.rank import write_json
+from dstrain.rank import TRAINING, write_json
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 
@@ -85,15 +86,18 @@ def _supervise(
     args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir: Path, nodes: tuple[int, int]
 ) -> int:
     ranks = args.procs_per_node or profile.procs_per_node
+    said = None
     if profile.transport == "ssh":
         hosts, ranks = hosts_of(profile, recipe, nodes, ranks)
+        said = nodes_in_words(nodes, len(listed_hosts(profile)), len(hosts))
     else:
         if nodes != (1, 1):
             raise UserError(f"--nodes {args.nodes}: transport: local is one node; use a profile with ssh or slurm")
         hosts, ranks = [socket.gethostname()], ranks or local.devices() or 1
     cluster = make_cluster(profile, hosts)
     timeout = stop_timeout_seconds(profile, Timings.read(run_dir))
-    job = Job(recipe.name, run_dir, ranks, args.max_restarts, timeout, cluster=cluster, on_hang=profile.on_hang)
+    job = Job(recipe.name, run_dir, ranks, args.max_restarts, timeout, args.entry or TRAINING, cluster)
+    job = replace(job, on_hang=profile.on_hang)
     if profile.transport == "ssh":
         job = replace(
             job,
@@ -102,7 +106,7 @@ def _supervise(
         )
     batch = batch_plan(recipe, job.world)
     if args.dry_run:
-        print(f"# {batch}")
+        print(shell_comment(f"{batch}\n{said or ''}"))
         print(dry_run(job, cluster))
         return EXIT_DONE
     with exclusive(run_dir):
@@ -111,13 +115,16 @@ def _supervise(
         open_corpus(recipe)
         write_recipe(run_dir, recipe, args.allow)
         with owned_store(run_dir), RunProgress(sys.stderr, recipe.name) as progress:
+            if said is not None:
+                progress.note(f"{recipe.name}: {said}")
             return supervise(job, progress)
 
 
 def dry_run(job: Job, cluster: Cluster) -> str:
     """What would be started, as lines for a shell that do the same without the supervisor."""
     attempt = next_attempt(job.run_dir)
-    lines = [f"# attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"]
+    heading = f"attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"
+    lines = [shell_comment(heading)]
     script = node_script(attempt_plan(job, cluster, attempt, redacted_values(cluster)))
     for channel in channels(cluster):
         lines += [f"# node {node}: {cluster.hosts[node]}" for node in channel.nodes]

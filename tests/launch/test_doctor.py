@@ -52,6 +52,7 @@ def local(**keys: Any) -> Profile:
             "error: container: bash -c does not run the words that come",
         ),
         (local(container=("sh", "-c", '"$0" "$@"')), "warning: container: sh -c stays between the agent and its sign"),
+        (local(container=("enroot", "start", "img.sqsh")), "error: container: enroot does not pass on DSTRAIN_ATTEMPT"),
         (local(container=("sudo", "-u", "you")), "error: container: sudo passes on no variable; add -E"),
         (local(environment={"HF_HOME": "$HOME/hf"}), "warning: environment.HF_HOME='$HOME/hf' is taken literally"),
         (local(environment={"A": "'b'"}), "warning: environment.A=\"'b'\" has quotes inside its value"),
@@ -67,6 +68,8 @@ def test_words_of_containers_that_are_right() -> None:
         ("docker", "run", "-i", "--env", "DSTRAIN_ATTEMPT", "img"),
         ("podman", "run", "--interactive", "--env-host", "img"),
         ("apptainer", "exec", "--nv", "img.sif"),
+        ("enroot", "start", "--conf", "/shared/all-variables.conf", "img.sqsh"),
+        ("enroot", "start", "--env", "DSTRAIN_ATTEMPT", "img.sqsh"),
         ("bash", "-c", 'ulimit -n 65536; exec "$0" "$@"'),
         ("sudo", "-E"),
     ):

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -16,9 +17,11 @@ from dstrain.launch.cluster import choose_hosts, legal_nodes, spare_hosts
 from dstrain.launch.command import Cluster, Job
 from dstrain.launch.hostfile import Host
 from dstrain.launch.node_script import NodeSettings
-from dstrain.launch.run import run_command
+from dstrain.launch.run import dry_run, run_command
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -64,14 +67,35 @@ def test_a_dry_run_over_ssh_shows_each_hosts_command_and_no_secret(
     assert sorted(Path().iterdir()) == before
 
 
+def test_a_dry_run_says_how_many_nodes_of_a_range_are_used(arguments: Callable[..., Namespace]) -> None:
+    profile = "transport: ssh\nnodes: 2-4\nprocs_per_node: 1\nhosts: {file: hosts, launcher: openssh}\n"
+    lines = printed(arguments(profile, "--dry-run")).splitlines()
+    assert lines[1] == "# nodes 2-4, and 3 there: 2 used, the most that can share a global batch"
+    assert [line for line in lines if line.startswith("# node ")] == ["# node 0: node1", "# node 1: node2"]
+
+
 def test_a_dry_run_prints_what_a_shell_can_run(arguments: Callable[..., Namespace]) -> None:
-    text = printed(arguments('transport: local\nenvironment: {A: "END OF NODE SCRIPT\\nb\'"}\n', "--dry-run"))
+    profile = 'transport: local\nenvironment: {A: "END OF NODE SCRIPT\\nb\'"}\n'
+    text = printed(arguments(profile, "--dry-run", "--run-dir", "a'; touch x\ntouch y; `touch z` $HOME ü"))
     script = text.replace(
         " -u -m dstrain.launch.agent ", " -c 'import os; print(os.getcwd(), repr(os.environ[\"A\"]))' "
     )
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60, check=False)
     assert str(Path.cwd()) in done.stdout, done.stderr
     assert "END OF NODE SCRIPT\\nb'" in done.stdout
+    assert not {"x", "y", "z"} & {file.name for file in Path().iterdir()}
+
+
+@pytest.mark.parametrize("launcher", ["openssh", "pdsh"])
+def test_a_dry_run_over_ssh_whole(launcher: Literal["openssh", "pdsh"]) -> None:
+    folder = Path("/nowhere/a'; touch x $HOME `id`/zwei\nZeilen ü")
+    environment, passed = {"TITLE": 'a\'; touch x "$HOME"\nü'}, {"SOME_TOKEN": "sk-123"}
+    settings = NodeSettings(
+        folder / "its folder", "/venv v/bin/python", environment, passed, container=("enroot", "ü x")
+    )
+    cluster = Cluster("ssh", ("node1", "me@node2"), settings, 29500, None, "00ff", launcher)
+    text = dry_run(Job("tiny", folder, 1, cluster=cluster), cluster)
+    assert text == (GOLDEN / f"dry-run-{launcher}.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
 def test_a_dry_run_on_slurm_prints_the_batch_script(arguments: Callable[..., Namespace]) -> None:
