@@ -85,5 +85,7 @@ def judge(number: int, ended: Ended, past: list[PastFailure], job: Job, *, stopp
     decision, reason = decide(first, past, job.max_restarts, left, job.on_hang)
     if stopping and decision.startswith("restart"):
         decision, reason = "give up", "it failed while it was being stopped"
+        if job.can_be_moved:
+            reason += "; where SLURM itself stopped it, the job is in the queue again"
     cause, remedy = explain(first, ended.new_oom_kills)
     return Verdict(number, first, others, cause, remedy, decision, reason)

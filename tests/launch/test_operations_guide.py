@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from dstrain.cli import parse
+from dstrain.launch.lint import lint
+from dstrain.launch.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/operations.md").read_text()
@@ -23,6 +25,15 @@ def test_each_command_is_one(command: str) -> None:
     if arguments.command == "run":
         assert (ROOT / arguments.recipe).is_file()
         assert arguments.on is None or (ROOT / arguments.on).is_file()
+
+
+def test_each_container_passes_on_what_ranks_need(tmp_path: Path) -> None:
+    shown = re.findall(r"^container: .*", GUIDE, re.MULTILINE)
+    assert len(shown) == 3
+    for line in shown:
+        (tmp_path / "profile.yaml").write_text(f"transport: local\n{line}\n")
+        (found,) = lint(load_profile(tmp_path / "profile.yaml"), {}, 600, None)
+        assert found.level == "ok", found
 
 
 def test_each_script_is_there_and_can_be_run() -> None:

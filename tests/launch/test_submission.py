@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dstrain.launch.batch import attempts_without_progress, is_done
+from dstrain.errors import UserError
+from dstrain.launch.batch import attempts_without_progress, is_done, run
+from dstrain.launch.code_digest import code_digest
 from dstrain.launch.profile import Profile, Slurm, load_profile
+from dstrain.launch.stops import Stops
 from dstrain.launch.submission import Submission, limit_seconds, sbatch_script, warning_seconds
 from dstrain.rank import write_json
 
@@ -160,3 +163,24 @@ def test_a_later_job_of_a_chain_finds_the_run_done_unless_the_recipe_is_newer(tm
     later = (tmp_path / "attempts/0002/outcome.json").stat().st_mtime + 1
     os.utime(tmp_path / "recipe.yaml", (later, later))
     assert not is_done(tmp_path)
+
+
+def test_a_job_gives_up_after_too_many_attempts_without_a_newer_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, before in enumerate([None, 10, 10, 10], start=1):
+        write_json(tmp_path / f"attempts/{number:04d}/command.json", {"checkpoint_before": before})
+    write_json(tmp_path / "checkpoints/step-0000000010/manifest.json", {})
+    (tmp_path / "recipe.yaml").touch()
+    given = submission(Profile(transport="slurm", slurm=Slurm()), tmp_path, folder=tmp_path, max_restarts=2)
+    assert run(given, code_digest(), "1", Stops()) == 1
+    words = "bert-base: 3 attempts without a newer checkpoint, more than --max-restarts=2; attempts/ has what became"
+    assert capsys.readouterr().err.startswith(words)
+    assert len(list((tmp_path / "attempts").iterdir())) == 4
+
+
+def test_a_job_does_not_run_other_code_than_was_submitted(tmp_path: Path) -> None:
+    given = submission(Profile(transport="slurm", slurm=Slurm()), tmp_path, folder=tmp_path)
+    with pytest.raises(UserError, match=r"the package has changed \(digest \w+, submitted was 00ff\); submit the run"):
+        run(given, "00ff", "1", Stops())
+    assert not (tmp_path / "attempts").exists()
