@@ -64,7 +64,7 @@ class Facts:
     code: str  # digest of the package
     versions: dict[str, str | None]
     time_unix: float
-    missing: list[str]  # of the paths
+    missing: list[str]  # of the paths; empty folders, too: a disk is mounted there elsewhere
     token: str | None  # what the file holds here
     unwritable: str | None  # why nothing can be written into the run's folder
     file_system: str
@@ -99,7 +99,7 @@ def facts(questions: Questions, node: int = 0) -> Facts:
         code=code_digest(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         time_unix=time.time(),
-        missing=[path for path in questions.paths if not Path(path).exists()],
+        missing=[path for path in questions.paths if not _is_there(Path(path))],
         token=token,
         unwritable=unwritable,
         file_system=_file_system(_existing(folder)),
@@ -146,6 +146,10 @@ def _written(folder: Path, node: int, size: int) -> tuple[str | None, float]:
         with contextlib.suppress(OSError):
             file.unlink()
     return None, size / (time.perf_counter() - started)
+
+
+def _is_there(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _existing(folder: Path) -> Path:

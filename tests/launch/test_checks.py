@@ -210,7 +210,9 @@ def test_whatever_the_facts_each_check_says_something_and_problems_have_a_remedy
 
 def test_the_probes_answer_is_a_line_among_others_and_takes_no_torch(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("here")
-    questions = Questions(str(tmp_path), str(tmp_path / "token"), ("/", "/nowhere"), (("corpus", "text"),), "localhost")
+    (tmp_path / "unmounted").mkdir()
+    asked = ("/", "/nowhere", str(tmp_path / "unmounted"), str(tmp_path / "token"))
+    questions = Questions(str(tmp_path), str(tmp_path / "token"), asked, (("corpus", "text"),), "localhost")
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "dstrain.launch.probe", questions.as_word(), "3"],
         capture_output=True,
@@ -218,12 +220,12 @@ def test_the_probes_answer_is_a_line_among_others_and_takes_no_torch(tmp_path: P
         check=True,
     )
     ((node, there),) = heard(done.stdout).items()
-    assert (node, there.missing, there.token) == (3, ["/nowhere"], "here")
+    assert (node, there.missing, there.token) == (3, ["/nowhere", asked[2]], "here")
     assert there.host == socket.gethostname() and there.unwritable is None and there.free_bytes > 0
     assert there.first_addresses and there.interfaces["lo"] == "127.0.0.1"
     assert there.corpora == {} and there.bytes_per_second is None  # of the long form
     assert not any(f"| {name}\n" in done.stderr.replace("|   ", "| ") for name in ("torch", "numpy"))
-    assert sorted(os.listdir(tmp_path)) == ["token"]  # noqa: PTH208
+    assert sorted(os.listdir(tmp_path)) == ["token", "unmounted"]  # noqa: PTH208
 
 
 def test_the_long_form_reads_corpora_and_measures_the_disk(tmp_path: Path, tiny_corpus: Path) -> None:
