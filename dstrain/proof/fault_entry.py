@@ -140,6 +140,11 @@ def raise_exception(run_dir: Path, rank: int) -> None:
     raise RuntimeError(f"drill: an exception on rank {rank}")
 
 
+def hang(run_dir: Path, rank: int) -> None:
+    """A deadlock, or a device that does not answer."""
+    threading.Event().wait()
+
+
 def exhaust_memory(run_dir: Path, rank: int) -> None:
     """A leak, until the kernel ends it."""
     held = []
@@ -180,6 +185,7 @@ def slow_down_disk(run_dir: Path, rank: int) -> None:
 
 HAPPENINGS: dict[str, Callable[[Path, int], None]] = {
     "exception": raise_exception,
+    "hang": hang,
     "memory": exhaust_memory,
     "full disk": fill_disk,
     "lost while writing": die_while_writing,

@@ -114,10 +114,11 @@ def _repair_shard(course: Course) -> None:
 
 def _wedge_reader(course: Course) -> None:
     """SIGSTOP of the process that makes the chosen rank's rows."""
-    os.kill(_reader_of(course.trial.rank_pid(course.rank)), signal.SIGSTOP)
+    os.kill(reader_of(course.trial.rank_pid(course.rank)), signal.SIGSTOP)
 
 
-def _reader_of(rank_pid: int) -> int:
+def reader_of(rank_pid: int) -> int:
+    """The process that makes a rank's rows. Raises ProcessLookupError: it has none."""
     children = Path(f"/proc/{rank_pid}/task").glob("*/children")
     for pid in (word for file in children for word in file.read_text().split()):
         if WORKER_PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
@@ -208,6 +209,12 @@ CATALOGUE: tuple[Fault, ...] = (
         "SIGSTOP of a rank",
         Expected(how="its process was stopped for", cause="something stopped its process"),
         signalled(signal.SIGSTOP),
+    ),
+    Fault(
+        "hung",
+        "a rank hangs in its forward pass",
+        Expected(how="stood still for .* in phase forward", cause="it hangs, and the other ranks waited for it"),
+        ordered("hang", "forward"),
     ),
     Fault(
         "wedged-reader",
