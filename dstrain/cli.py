@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _replay(commands)
     _verify_resume(commands)
     _drill(commands)
+    _eval(commands)
     _predict(commands)
     _threshold(commands)
     _export(commands)
@@ -332,6 +333,16 @@ def _drill(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--save-every", type=int, default=4, metavar="N", help="steps (default: %(default)s)")
     command.add_argument("--world", type=int, metavar="W", help="number of ranks (default: 2, if the recipe allows it)")
     command.add_argument("--dir", metavar="DIR", help="keep the run folders here (default: none are kept)")
+    _json(command)
+
+
+def _eval(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    text = "evaluate a checkpoint on its recipe's held-out data, or on other data"
+    command = _add(commands, "eval", "dstrain.train.evaluate:eval_command", text)
+    command.add_argument("path", metavar="RUN|CKPT", help="a run's folder, or one checkpoint")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="as in data.valid=other.csv")
+    command.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: best, or newest)")
+    command.add_argument("--split", choices=("valid", "test"), default="valid", help="(default: %(default)s)")
     _json(command)
 
 

@@ -225,25 +225,8 @@ def export_command(args: Namespace) -> int:
     from dstrain.checkpoint.export import export
 
     path = place(args.path)
-    if _is_checkpoint(path):
-        if args.step not in (None, step_of(path)):
-            raise CheckpointError(
-                f"--step {args.step}, but {path} is a checkpoint of another step; give the run's folder"
-            )
-        candidates = [path]
-    elif args.step is not None:
-        candidates = [folder for folder in _checkpoints(path) if step_of(folder) == args.step]
-        if not candidates:
-            steps = ", ".join(str(step_of(folder)) for folder in _checkpoints(path))
-            raise CheckpointError(f"--step {args.step}: {path} has checkpoints of the steps {steps}; give one of them")
-    else:
-        candidates = _checkpoints(path)
-        best = best_folder(candidates)
-        if best is not None and best != candidates[0]:
-            print(f"{best} had the best evaluation (early_stopping); --step {step_of(candidates[0])} takes the newest")
-            candidates = [best, *(folder for folder in candidates if folder != best)]
-    checkpoint, skipped = newest_sound(candidates)
-    for line in skipped:
+    checkpoint, remarks = chosen_checkpoint(path, args.step)
+    for line in remarks:
         print(line)
     run = run_of(checkpoint) if _is_checkpoint(path) else path
     if args.out is not None:
@@ -256,6 +239,40 @@ def export_command(args: Namespace) -> int:
     record_export(checkpoint, out)
     print(f"{checkpoint} → {out}\nlogits of the trained and of the exported model differ by {difference:.1e} at most")
     return EXIT_DONE
+
+
+def chosen_checkpoint(path: Place, step: int | None) -> tuple[Place, list[str]]:
+    """The checkpoint that a command means, once it verifies: the one that is named, the run's best, or its newest.
+
+    Args:
+        path: a run's folder, or one checkpoint.
+        step: of which step; None where the command line does not say.
+
+    Returns:
+        The checkpoint, and lines about what was passed over.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or none that verifies.
+    """
+    remarks = []
+    if _is_checkpoint(path):
+        if step not in (None, step_of(path)):
+            raise CheckpointError(f"--step {step}, but {path} is a checkpoint of another step; give the run's folder")
+        candidates = [path]
+    elif step is not None:
+        candidates = [folder for folder in _checkpoints(path) if step_of(folder) == step]
+        if not candidates:
+            steps = ", ".join(str(step_of(folder)) for folder in _checkpoints(path))
+            raise CheckpointError(f"--step {step}: {path} has checkpoints of the steps {steps}; give one of them")
+    else:
+        candidates = _checkpoints(path)
+        best = best_folder(candidates)
+        if best is not None and best != candidates[0]:
+            newest = step_of(candidates[0])
+            remarks.append(f"{best} had the best evaluation (early_stopping); --step {newest} takes the newest")
+            candidates = [best, *(folder for folder in candidates if folder != best)]
+    checkpoint, skipped = newest_sound(candidates)
+    return checkpoint, remarks + skipped
 
 
 def _is_checkpoint(path: Place) -> bool:

@@ -220,7 +220,9 @@ def data_changes(metrics: Path) -> list[DataChange]:
     with metrics.open(encoding="utf-8") as lines:
         found = [json.loads(line) for line in lines if '"data_changed"' in line]
     return list(
-        {one["step"]: DataChange(one["step"], one["first_row"], tuple(one["data_changed"])) for one in found}.values()
+        {
+            one["step"]: DataChange(one["step"] - 1, one["first_row"], tuple(one["data_changed"])) for one in found
+        }.values()
     )
 
 

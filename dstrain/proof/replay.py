@@ -23,9 +23,9 @@ from dstrain.errors import CheckpointError, UserError
 from dstrain.plan import batch_plan
 from dstrain.proof.history import LoggedStep, StepHistory, logged_step, run_recipe, step_history
 from dstrain.proof.trace import NonFinite, Trace
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import RowDocument, StepBatch, Task, seeded_micro_batches
-from dstrain.train.main import build_task, prepare
+from dstrain.train.alone import alone
 from dstrain.train.optim import learning_rate
 from dstrain.train.runtime import Runtime
 from dstrain.train.state import restore_state
@@ -107,24 +107,9 @@ def replay(
     batch_plan(recipe, world_size)  # an impossible one is refused here
     if rank is not None and not 0 <= rank < world_size:
         raise UserError(f"--rank {rank}: {world_size} ranks are numbered 0 to {world_size - 1}; give one of them")
-    alone = on_one_device(recipe)
-    runtime = Runtime.start(alone)
-    try:
-        task = build_task(alone, runtime)
-        prepare(runtime, task)
-        rehearsal = _Rehearsal(runtime, task, alone, world_size)
+    with alone(recipe) as (runtime, task):
+        rehearsal = _Rehearsal(runtime, task, runtime.recipe, world_size)
         return _replayed(rehearsal, run_dir, history, logged, rank, trace, say)
-    finally:
-        runtime.close()
-
-
-def on_one_device(recipe: Recipe) -> Recipe:
-    """The recipe for a single rank with whole gradients in reach: no ZeRO, no compilation, no process for the data."""
-    train = recipe.train.model_copy(update={"zero": type(recipe.train.zero)(), "compile": False})
-    changes: dict[str, object] = {"train": train}
-    if isinstance(recipe, MaskedLmRecipe):
-        changes["data"] = recipe.data.model_copy(update={"prefetch_steps": 0})
-    return recipe.model_copy(update=changes)
 
 
 class _Rehearsal:

@@ -136,7 +136,7 @@ class Loop:
 
     def _note_data_change(self, change: dict[str, Any]) -> None:
         first_row = change["data_step"] * self.recipe.train.global_batch_rows
-        self.report.metrics({"step": change["step"], "data_changed": change["changed"], "first_row": first_row})
+        self.report.metrics({"step": change["step"] + 1, "data_changed": change["changed"], "first_row": first_row})
         for line in change["changed"]:
             self.report.say(f"--allow data-change: {line}")
         self.report.say(f"--allow data-change: the new data begins with row {first_row}, step {change['step'] + 1}")
