@@ -13,7 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model
 from dstrain.model.pooling import AutoEncoder
-from dstrain.model.shape import ModelShape, model_shape, parameter_counts, shape_of_config
+from dstrain.model.shape import (
+    ModelShape,
+    frozen_parameters,
+    model_shape,
+    parameter_counts,
+    parameters_of,
+    shape_of_config,
+)
 from dstrain.model.sparse import SparseMaskedLm
 from dstrain.plan import (
     activation_bytes,
@@ -29,6 +36,7 @@ from dstrain.plan import (
 )
 from dstrain.plan.text import make_plan, plan_json, plan_text
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe
+from dstrain.train.optim import freeze
 
 SMALL = {
     "bert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
@@ -165,6 +173,30 @@ def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], t
     assert counts["encoder layers"] == layers
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"lora": {"rank": 3}},
+        {"lora": {"rank": 2, "target_modules": ["output.dense", "Wo", "Wi", "intermediate.dense"]}},
+        {"frozen_layers": 1},
+        {"frozen_layers": 2},
+    ],
+)
+def test_what_is_frozen_is_counted_exactly(architecture: str, keys: dict[str, Any]) -> None:
+    if "lora" in keys and (targets := keys["lora"].get("target_modules")):
+        mine = [target for target in targets if (architecture == "modernbert") == target.startswith("W")]
+        keys = {"lora": keys["lora"] | {"target_modules": mine}}
+    section = masked_lm(architecture, SMALL[architecture] | {"num_hidden_layers": 2}, model=keys).model
+    model = build_model(section, 0, {"pad_token_id": 0})
+    freeze(model, section.frozen_layers)
+    shape = model_shape(section)
+    total = sum(parameters_of(section, shape, "masked_lm").values())
+    assert total == sum(parameter.numel() for parameter in model.parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    assert frozen_parameters(section, shape) == frozen > 0
+
+
 def test_a_pretrained_folder_has_the_shape_of_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMALL["bert"] | {"model_type": "bert", "vocab_size": 99}))
     section = masked_lm(model={"config": None, "pretrained": str(tmp_path)}).model
@@ -204,6 +236,23 @@ def test_flops_are_those_that_torch_counts(architecture: str) -> None:
     assert flops.forward * tokens == forward
     assert flops.model * tokens == pytest.approx(counter.get_total_flops(), rel=0.001)
     assert flops.executed == flops.model
+
+
+@pytest.mark.parametrize("keys", [{"lora": {"rank": 4}}, {"frozen_layers": 2}])
+def test_frozen_weights_spare_operations(keys: dict[str, Any]) -> None:
+    config = SMALL["bert"] | {"vocab_size": 500, "num_hidden_layers": 4}
+    recipe = masked_lm("bert", config, model={"attention": "eager", **keys}, train={"precision": "fp32"})
+    module, batch = run(recipe)
+    freeze(module, recipe.model.frozen_layers)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = module(*batch)
+        forward = counter.get_total_flops()
+        loss.backward()
+    flops, tokens = step_flops(recipe, model_shape(recipe.model)), batch[0].numel()
+    assert flops.forward * tokens == forward
+    # The first layer that needs gradients needs none of what goes into it.
+    assert 0.9 < counter.get_total_flops() / (flops.model * tokens) <= 1
+    assert flops.model < 0.8 * 3 * flops.forward
 
 
 def test_activation_checkpointing_runs_the_layers_once_more() -> None:
@@ -306,6 +355,14 @@ def test_what_is_offloaded_moves_to_the_host() -> None:
 
 def test_a_checkpoint_is_twelve_bytes_per_parameter() -> None:
     assert checkpoint_bytes(109_514_298) == 1_314_171_576
+
+
+def test_frozen_parameters_take_weights_only() -> None:
+    recipe = masked_lm(train={"precision": "bf16"})
+    divided, whole = (rank_memory(recipe, 1000, 0, world=4, stage=stage, frozen=900) for stage in (2, 0))
+    assert (divided.weights, divided.gradients, divided.optimizer) == (2000, 50, 300)
+    assert (whole.weights, whole.gradients, whole.optimizer) == (2000, 200, 1200)
+    assert rank_memory(recipe, 1000, 0, world=4, stage=3, frozen=900).weights == 500
 
 
 # ---------------------------------------------------------------- DeepSpeed's config

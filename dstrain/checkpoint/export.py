@@ -5,6 +5,8 @@
                        └────────────── logits agree to 1e-4? ───────────────────────────────┘
                                           then the staging folder is renamed
 
+Of a model with adapters, the logits are those before the adapters are merged into its weights, which is what is saved.
+
 One process without a process group does it, whatever the ZeRO stage and the number of ranks of the run.
 """
 
@@ -23,6 +25,8 @@ from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.run_recipe import recipe_of
 from dstrain.checkpoint.store import Place
 from dstrain.errors import CheckpointError
+from dstrain.model.encoder import build_again
+from dstrain.model.lora import base_identity, merge_adapters
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import Task, task_class
 from dstrain.train.runtime import quiet_libraries
@@ -56,18 +60,19 @@ def export(checkpoint: Place, out: Path) -> float:
     task = task_class(recipe)
     quiet_libraries()
     transformers_logging.disable_progress_bar()
-    trained = trained_model(checkpoint, task)
+    trained = trained_model(checkpoint, task, recipe)
     staging = out.with_name(f".staging-{out.name}")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
+        documents, model_type = parity_documents(recipe, trained), trained.config.model_type
+        with torch.no_grad():
+            logits = task.training_logits(trained, documents)
+        merge_adapters(trained)
         trained.save_pretrained(staging, max_shard_size=SHARD_BYTES)
         task.save_extras(recipe, staging)
         for path in staging.iterdir():  # safetensors makes files that only their owner can read
             path.chmod((staging / "config.json").stat().st_mode)
-        documents, model_type = parity_documents(recipe, trained), trained.config.model_type
-        with torch.no_grad():
-            logits = task.training_logits(trained, documents)
         del trained
         difference = parity(task, logits, staging, documents)
         if not difference <= LARGEST_DIFFERENCE:  # NaN is not either
@@ -85,11 +90,25 @@ def export(checkpoint: Place, out: Path) -> float:
 
 
 @torch.no_grad()
-def trained_model(checkpoint: Place, task: type[Task]) -> PreTrainedModel:
-    """The model of a checkpoint in fp32, ready to predict. Raises CheckpointError where it does not fit its config."""
+def trained_model(checkpoint: Place, task: type[Task], recipe: Recipe) -> PreTrainedModel:
+    """The model of a checkpoint in fp32, ready to predict, with its adapters where it has some.
+
+    Raises:
+        CheckpointError: it does not fit its config, or the base of its adapters is not what it was.
+        UserError: the folder that the base comes from cannot be used.
+    """
     manifest = Manifest.read(checkpoint)
     config = AutoConfig.for_model(**manifest.model_config)
-    model: PreTrainedModel = task.auto_model.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel
+    if recipe.model.lora is None:
+        model = task.auto_model.from_config(config, dtype=torch.float32)
+    else:
+        model = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
+        if base_identity(model)["base"] != manifest.identity["base"]:
+            raise CheckpointError(
+                f"{checkpoint} holds adapters of another model than model.pretrained={recipe.model.pretrained} is now; "
+                f"put the weights back that they were trained on"
+            )
     tensors = saved_tensors(model)
     wanted = {name: {"shape": list(tensor.shape), "states": [WEIGHT]} for name, tensor in tensors.items()}
     require_same_parameters(checkpoint, manifest.parameters, wanted)

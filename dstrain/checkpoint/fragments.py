@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dstrain.model.lora import has_adapters
 from dstrain.train.runtime import Runtime
 
 WEIGHT = "weight"
@@ -73,13 +74,15 @@ def overlap(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
 def resident_fragments(runtime: Runtime, model: PreTrainedModel) -> list[Fragment]:
     """The state of this rank: trained parameters with their moments; frozen ones and persistent buffers without.
 
+    The frozen base of adapters is no state: it is built again.
+
     Creates moments (zeros, as before the first step) that the optimizer has not made yet.
     """
     optimizer = runtime.engine.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed wraps torch's, except in fp32 without ZeRO
     homes = {id(home.parameter): home for home in _homes(runtime)}
     fragments = []
-    for name, parameter in model.named_parameters():  # tied parameters come once, under their first name
+    for name, parameter in saved_parameters(model).items():
         if not parameter.requires_grad:
             fragments.append(_frozen_fragment(name, parameter, runtime))
         elif (home := homes.get(id(parameter))) is not None and home.numel:
@@ -99,9 +102,18 @@ def persistent_buffers(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if name in persistent]
 
 
+def saved_parameters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Name → parameter of those that a checkpoint holds: all but the frozen base of adapters.
+
+    Tied parameters come once, under their first name.
+    """
+    without_base = has_adapters(model)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or not without_base}
+
+
 def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Name → tensor of all that a checkpoint holds of a model; tied parameters come once, under their first name."""
-    return dict([*model.named_parameters(), *persistent_buffers(model)])
+    """Name → tensor of all that a checkpoint holds of a model."""
+    return {**saved_parameters(model), **dict(persistent_buffers(model))}
 
 
 def optimizer_steps(runtime: Runtime) -> int:

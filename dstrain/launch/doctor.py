@@ -38,8 +38,7 @@ from dstrain.launch.stops import Stops
 from dstrain.launch.submission import asked_of_slurm
 from dstrain.launch.timings import Timings
 from dstrain.launch.verdict import explain, first_failure
-from dstrain.model.shape import model_shape, parameter_counts
-from dstrain.plan import batch_plan, checkpoint_bytes
+from dstrain.plan import batch_plan, recipe_checkpoint_bytes
 from dstrain.rank import write_json
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
@@ -179,7 +178,7 @@ def _launch_findings(profile: Profile, job: Job, recipe: Recipe | None, answers:
     durations, kill_wait = Durations.of(Timings.read(job.run_dir)), None
     if durations is None and recipe is not None:
         speeds = [answer.facts.bytes_per_second for answer in answers if answer.facts and answer.facts.bytes_per_second]
-        size = checkpoint_bytes(sum(parameter_counts(model_shape(recipe.model), recipe.task).values()))
+        size = recipe_checkpoint_bytes(recipe)
         if speeds:
             durations = Durations(0.0, size / sum(speeds), are_measured=False)
     if profile.slurm is not None:

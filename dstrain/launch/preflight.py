@@ -19,8 +19,7 @@ from dstrain.launch.probe import Questions, facts
 from dstrain.launch.profile import Profile
 from dstrain.launch.run_folder import committed_steps, next_attempt
 from dstrain.launch.timings import Timings
-from dstrain.model.shape import model_shape, parameter_counts
-from dstrain.plan import checkpoint_bytes, kept_checkpoints
+from dstrain.plan import kept_checkpoints, recipe_checkpoint_bytes
 from dstrain.recipe.files import PATH_KEYS
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
@@ -122,8 +121,7 @@ def room_needed(recipe: Recipe, there: int) -> int:
     """
     if recipe.checkpoint.storage is not None:
         return 0
-    parameters = sum(parameter_counts(model_shape(recipe.model), recipe.task).values())
-    return checkpoint_bytes(parameters) * max(1, kept_checkpoints(recipe, recipe.train.steps) + 1 - there)
+    return recipe_checkpoint_bytes(recipe) * max(1, kept_checkpoints(recipe, recipe.train.steps) + 1 - there)
 
 
 def paths(recipe: Recipe) -> list[str]:

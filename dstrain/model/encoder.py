@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from dstrain.errors import UserError
+from dstrain.model.lora import add_adapters
+from dstrain.model.shape import dropout_keys
 from dstrain.recipe.schema import Model
 
 # Special ids of the tokenizer that the model's config has to know: pad, and for RoBERTa the shift of its positions.
@@ -42,7 +44,7 @@ def build_model(
     labels: Sequence[str] = (),
     **config_keys: Any,
 ) -> PreTrainedModel:
-    """Build the Transformers model of a recipe in fp32, the same on every rank.
+    """Build the Transformers model of a recipe in fp32, the same on every rank, with its adapters where it has some.
 
     Args:
         model: the recipe's `model` section.
@@ -56,7 +58,7 @@ def build_model(
         UserError: the pretrained folder cannot be used.
     """
     torch.manual_seed(seed)
-    extra: dict[str, Any] = {"attn_implementation": model.attention, **config_keys}
+    extra: dict[str, Any] = {"attn_implementation": model.attention, **dropout_keys(model), **config_keys}
     if labels:
         extra["id2label"] = dict(enumerate(labels))
         extra["label2id"] = {label: index for index, label in enumerate(labels)}
@@ -74,11 +76,38 @@ def build_model(
                 f"model.architecture={model.architecture}, but {model.pretrained} holds a {built.config.model_type}; "
                 f"set model.architecture: {built.config.model_type}"
             )
-        return built
-    assert model.config is not None, "a valid recipe has model.config or model.pretrained"
-    attention = extra.pop("attn_implementation")
-    config = AutoConfig.for_model(model.architecture, **model.config.model_dump(), **special_ids, **extra)
-    built = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    else:
+        assert model.config is not None, "a valid recipe has model.config or model.pretrained"
+        attention = extra.pop("attn_implementation")
+        config = AutoConfig.for_model(model.architecture, **model.config.model_dump(), **special_ids, **extra)
+        built = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    if model.lora is not None:
+        add_adapters(built, model.lora, model.architecture, seed)
+    return built
+
+
+def build_again(model: Model, seed: int, config: PreTrainedConfig, auto: Any) -> PreTrainedModel:
+    """The model that `build_model` built, from the config that it had then.
+
+    Raises:
+        UserError: the pretrained folder cannot be used.
+    """
+    torch.manual_seed(seed)
+    built: PreTrainedModel
+    if model.pretrained is None:
+        built = auto.from_config(config, dtype=torch.float32)
+    else:
+        try:
+            built = auto.from_pretrained(
+                Path(model.pretrained), config=config, dtype=torch.float32, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"model.pretrained={model.pretrained}, whose weights are not in the checkpoints, cannot be loaded: "
+                f"{error}; put the folder back"
+            ) from error
+    if model.lora is not None:
+        add_adapters(built, model.lora, model.architecture, seed)
     return built
 
 

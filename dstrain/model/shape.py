@@ -1,18 +1,45 @@
 """The shape of a model without the model: what its parameters, FLOPs and activations follow from. Imports no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.schema import BertConfig, Model, ModernBertConfig, RobertaConfig
+from dstrain.recipe.schema import BertConfig, Lora, Model, ModernBertConfig, RobertaConfig
 
 _CONFIGS: dict[str, type[BertConfig] | type[ModernBertConfig]] = {
     "bert": BertConfig,
     "roberta": RobertaConfig,
     "modernbert": ModernBertConfig,
+}
+
+# The linear layers of an encoder layer, and from which size to which: ModelShape's, or a multiple.
+_BERT_LINEARS = {
+    "attention.self.query": ("hidden_size", "hidden_size", 1),
+    "attention.self.key": ("hidden_size", "hidden_size", 1),
+    "attention.self.value": ("hidden_size", "hidden_size", 1),
+    "attention.output.dense": ("hidden_size", "hidden_size", 1),
+    "intermediate.dense": ("hidden_size", "intermediate_size", 1),
+    "output.dense": ("intermediate_size", "hidden_size", 1),
+}
+LAYER_LINEARS: dict[str, dict[str, tuple[str, str, int]]] = {
+    "bert": _BERT_LINEARS,
+    "roberta": _BERT_LINEARS,
+    "modernbert": {
+        "attn.Wqkv": ("hidden_size", "hidden_size", 3),
+        "attn.Wo": ("hidden_size", "hidden_size", 1),
+        "mlp.Wi": ("hidden_size", "intermediate_size", 2),
+        "mlp.Wo": ("intermediate_size", "hidden_size", 1),
+    },
+}
+_QUERIES_AND_VALUES = {"bert": ("query", "value"), "roberta": ("query", "value"), "modernbert": ("Wqkv",)}
+# The keys of a Transformers config that are a dropout's probability.
+DROPOUTS = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"),
 }
 
 
@@ -46,7 +73,12 @@ def model_shape(model: Model) -> ModelShape:
     if model.config is not None:
         return shape_of_config(model.architecture, model.config.model_dump())
     assert model.pretrained is not None
-    return shape_of_config(model.architecture, _pretrained_config(Path(model.pretrained)))
+    return shape_of_config(model.architecture, _pretrained_config(Path(model.pretrained)) | dropout_keys(model))
+
+
+def dropout_keys(model: Model) -> dict[str, float]:
+    """The keys of a Transformers config that `model.dropout` sets; none where it is null."""
+    return {} if model.dropout is None else dict.fromkeys(DROPOUTS[model.architecture], model.dropout)
 
 
 def shape_of_config(architecture: str, config: Mapping[str, Any]) -> ModelShape:
@@ -103,6 +135,22 @@ def parameter_counts(shape: ModelShape, task: str, labels: int = 2) -> dict[str,
     return counts
 
 
+def parameters_of(model: Model, shape: ModelShape, task: str, labels: int = 2) -> dict[str, int]:
+    """Return `parameter_counts` and, where the recipe's model has some, those of its `adapters`."""
+    counts = parameter_counts(shape, task, labels)
+    return counts if model.lora is None else counts | {"adapters": lora_parameters(shape, model.lora)}
+
+
+def frozen_parameters(model: Model, shape: ModelShape) -> int:
+    """Return the exact number of parameters that are not trained: embeddings and layers, by frozen_layers or lora."""
+    layers = shape.layers if model.lora is not None else model.frozen_layers
+    if layers == 0:
+        return 0
+    embeddings = (shape.vocab_size + shape.learned_positions + shape.token_types) * shape.hidden_size
+    norm = 0 if shape.architecture == "modernbert" else _norm(shape)  # it is the first layer's there
+    return embeddings + norm + layers * layer_parameters(shape)
+
+
 def layer_parameters(shape: ModelShape) -> int:
     """Return the parameters of one encoder layer: attention, MLP and two norms."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
@@ -110,6 +158,27 @@ def layer_parameters(shape: ModelShape) -> int:
     attention = 4 * hidden * hidden + (4 * hidden if shape.attention_bias else 0)
     mlp = hidden * up + inner * hidden + (up + hidden if shape.mlp_bias else 0)
     return attention + mlp + 2 * _norm(shape)
+
+
+def lora_targets(architecture: str, lora: Lora) -> tuple[str, ...]:
+    """What the names of linear layers with an adapter end in."""
+    return lora.target_modules or _QUERIES_AND_VALUES[architecture]
+
+
+def is_target(name: str | None, targets: Iterable[str]) -> bool:
+    """Whether a linear layer of this name within its encoder layer (None: of none) is among the targets."""
+    return name is not None and any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def lora_parameters(shape: ModelShape, lora: Lora) -> int:
+    """Return the parameters of all adapters: for each linear layer, rank × (its inputs + its outputs)."""
+    targets = lora_targets(shape.architecture, lora)
+    sizes: list[int] = [
+        getattr(shape, inputs) + times * getattr(shape, outputs)
+        for name, (inputs, outputs, times) in LAYER_LINEARS[shape.architecture].items()
+        if is_target(name, targets)
+    ]
+    return shape.layers * lora.rank * sum(sizes)
 
 
 def _norm(shape: ModelShape) -> int:

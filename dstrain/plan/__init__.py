@@ -3,7 +3,14 @@
 from dstrain.plan.batch import BatchPlan, batch_plan, corpus_tokens, legal_world_sizes, masked_per_row, total_steps
 from dstrain.plan.engine import deepspeed_config
 from dstrain.plan.flops import Flops, step_flops
-from dstrain.plan.memory import Memory, activation_bytes, checkpoint_bytes, kept_checkpoints, rank_memory
+from dstrain.plan.memory import (
+    Memory,
+    activation_bytes,
+    checkpoint_bytes,
+    kept_checkpoints,
+    rank_memory,
+    recipe_checkpoint_bytes,
+)
 
 __all__ = [
     "BatchPlan",
@@ -18,6 +25,7 @@ __all__ = [
     "legal_world_sizes",
     "masked_per_row",
     "rank_memory",
+    "recipe_checkpoint_bytes",
     "step_flops",
     "total_steps",
 ]

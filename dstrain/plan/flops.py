@@ -5,12 +5,14 @@ Forward, per token (a multiplication and an addition are two):
     attention  4 × sequence_length × hidden_size for each layer: scores and weighted sum over the whole row (the mask
                that keeps documents apart saves nothing)
     head       2 × (hidden² + hidden × vocabulary), on the predicted tokens only
-The backward pass costs twice the forward pass. Activation checkpointing runs the layers forward once more.
+The backward pass costs twice the forward pass: once for the gradients of what goes in, once for those of the weights.
+Frozen layers need neither, and matrices that are frozen beside adapters not the second. Activation checkpointing runs
+the layers forward once more.
 """
 
 from dataclasses import dataclass
 
-from dstrain.model.shape import ModelShape, layer_parameters
+from dstrain.model.shape import ModelShape, layer_parameters, lora_parameters
 from dstrain.plan.batch import masked_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe
@@ -23,6 +25,7 @@ class Flops:
     matmuls: float
     attention: float
     head: float
+    spared: float  # of the backward pass, by what is frozen
     activation_checkpointing: bool
 
     @property
@@ -33,7 +36,7 @@ class Flops:
     @property
     def model(self) -> float:
         """Forward and backward per token: what model FLOPs utilisation (MFU) counts."""
-        return 3 * self.forward
+        return 3 * self.forward - self.spared
 
     @property
     def executed(self) -> float:
@@ -51,10 +54,14 @@ def step_flops(recipe: Recipe, shape: ModelShape) -> Flops:
         head = 2 * hidden * hidden / length
     else:
         head = 2 * hidden * (head_outputs(recipe) or UNKNOWN_OUTPUTS)
+    matmuls, attention = 2 * shape.layers * matrix_parameters(shape), 4 * shape.layers * length * hidden
+    lora = recipe.model.lora
+    spared = 2 * (matmuls + attention) * recipe.model.frozen_layers / shape.layers if lora is None else matmuls
     return Flops(
-        matmuls=2 * shape.layers * matrix_parameters(shape),
-        attention=4 * shape.layers * length * hidden,
+        matmuls=matmuls + (0 if lora is None else 2 * lora_parameters(shape, lora)),
+        attention=attention,
         head=head,
+        spared=spared,
         activation_checkpointing=recipe.model.activation_checkpointing,
     )
 

@@ -7,8 +7,8 @@ Bytes per parameter:
     fp32        4         4           8: two moments; under ZeRO 12, which keeps fp32 weights of its own
 
 ZeRO divides the optimizer by the ranks from stage 1, gradients from stage 2, weights from stage 3 (Rajbhandari
-et al. 2020). In the optimizer's step a rank's gradients are there once more, in fp32; activations are gone by then. So
-`total = weights + gradients + optimizer + buffers + max(activations, step)`.
+et al. 2020). Frozen parameters have weights only. In the optimizer's step a rank's gradients are there once more, in
+fp32; activations are gone by then. So `total = weights + gradients + optimizer + buffers + max(activations, step)`.
 
 Buffers are what gradients wait in until a collective takes them: without ZeRO a copy of all, up to 500 M elements;
 under ZeRO 1 and 2 the bucket and the gradients that it was filled from; under stage 3 a bucket that is made whole,
@@ -36,7 +36,7 @@ a time.
 
 from dataclasses import dataclass, fields
 
-from dstrain.model.shape import ModelShape
+from dstrain.model.shape import ModelShape, frozen_parameters, model_shape, parameters_of
 from dstrain.plan.batch import masked_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
@@ -69,7 +69,7 @@ class Memory:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"total": self.total}
 
 
-def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, stage: int) -> Memory:
+def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, stage: int, frozen: int = 0) -> Memory:
     """Return the memory of one rank.
 
     Args:
@@ -78,11 +78,14 @@ def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, s
         activations: bytes, from `activation_bytes`.
         world: number of ranks.
         stage: ZeRO stage, not necessarily that of the recipe.
+        frozen: how many of the parameters are not trained.
     """
     train = recipe.train
     element = ELEMENT_BYTES[train.precision]
+    weights = element * (-(-parameters // world) if stage == 3 else parameters)
+    gathered = min(parameters, LIVE_ELEMENTS)  # under stage 3
+    parameters -= frozen
     owned = parameters if stage == 0 else -(-parameters // world)
-    weights = element * (owned if stage == 3 else parameters)
     gradients = element * (owned if stage >= 2 else parameters)
     optimizer = (8 if train.precision == "fp32" and stage == 0 else 12) * owned
     step = 0 if train.precision == "fp32" and stage == 0 else 4 * owned
@@ -91,7 +94,7 @@ def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, s
     elif stage < 3:
         buffers = 2 * element * min(parameters, BUCKET_ELEMENTS)
     else:
-        buffers = element * (BUCKET_ELEMENTS + min(parameters, LIVE_ELEMENTS))
+        buffers = element * (BUCKET_ELEMENTS + gathered)
     host = 0
     if stage == train.zero.stage and train.zero.offload_optimizer != "none":
         host, optimizer, step = host + optimizer + step, 0, 0
@@ -184,6 +187,19 @@ def kept_checkpoints(recipe: Recipe, steps: int | None) -> int:
     return min(kept, -(-steps // rules.every_steps))
 
 
-def checkpoint_bytes(parameters: int) -> int:
+def checkpoint_bytes(trained: int, frozen_bytes: int = 0) -> int:
     """Return the bytes of one checkpoint on disk; headers, cursors and the manifest come on top, a few hundred kB."""
-    return CHECKPOINT_BYTES_PER_PARAMETER * parameters
+    return CHECKPOINT_BYTES_PER_PARAMETER * trained + frozen_bytes
+
+
+def recipe_checkpoint_bytes(recipe: Recipe, labels: int = 2) -> int:
+    """Return the bytes of one checkpoint of a recipe's run: with frozen layers, without the base of adapters.
+
+    Raises:
+        RecipeError: a pretrained model's config cannot be read.
+    """
+    shape = model_shape(recipe.model)
+    frozen = frozen_parameters(recipe.model, shape)
+    trained = sum(parameters_of(recipe.model, shape, recipe.task, labels).values()) - frozen
+    element = ELEMENT_BYTES[recipe.train.precision] if recipe.model.lora is None else 0
+    return checkpoint_bytes(trained, frozen * element)

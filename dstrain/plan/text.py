@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstrain.errors import EXIT_DONE
-from dstrain.model.shape import model_shape, parameter_counts
+from dstrain.model.shape import frozen_parameters, model_shape, parameters_of
 from dstrain.plan.batch import BatchPlan, batch_plan, corpus_tokens, legal_world_sizes, total_steps
 from dstrain.plan.engine import deepspeed_config
 from dstrain.plan.flops import Flops, step_flops
@@ -16,9 +16,9 @@ from dstrain.plan.memory import (
     CHECKPOINT_BYTES_PER_PARAMETER,
     Memory,
     activation_bytes,
-    checkpoint_bytes,
     kept_checkpoints,
     rank_memory,
+    recipe_checkpoint_bytes,
 )
 from dstrain.recipe.files import missing_files
 from dstrain.recipe.load import load_recipe
@@ -38,6 +38,8 @@ class Plan:
     legal_worlds: list[int]
     steps: int | None
     parameters: dict[str, int]
+    frozen: int
+    checkpoint_bytes: int
     flops: Flops
     memory: dict[bool, list[Memory]]
     cpu_activations: int
@@ -47,6 +49,11 @@ class Plan:
     def total_parameters(self) -> int:
         """Parameters of the whole model, tied ones once."""
         return sum(self.parameters.values())
+
+    @property
+    def trained_parameters(self) -> int:
+        """Those that the optimizer has."""
+        return self.total_parameters - self.frozen
 
 
 def plan_command(args: Namespace) -> int:
@@ -71,7 +78,8 @@ def make_plan(recipe: Recipe, world: int, tokens_of_corpus: int | None) -> Plan:
         RecipeError: the batch cannot be split over `world` ranks, or a pretrained model's config cannot be read.
     """
     shape = model_shape(recipe.model)
-    parameters = parameter_counts(shape, recipe.task, head_outputs(recipe) or UNKNOWN_OUTPUTS)
+    labels = head_outputs(recipe) or UNKNOWN_OUTPUTS
+    parameters, frozen = parameters_of(recipe.model, shape, recipe.task, labels), frozen_parameters(recipe.model, shape)
     activations = {switch: activation_bytes(recipe, shape, checkpointing=switch) for switch in (False, True)}
     total = sum(parameters.values())
     return Plan(
@@ -80,9 +88,11 @@ def make_plan(recipe: Recipe, world: int, tokens_of_corpus: int | None) -> Plan:
         legal_worlds=legal_world_sizes(recipe),
         steps=total_steps(recipe, tokens_of_corpus),
         parameters=parameters,
+        frozen=frozen,
+        checkpoint_bytes=recipe_checkpoint_bytes(recipe, labels),
         flops=step_flops(recipe, shape),
         memory={
-            switch: [rank_memory(recipe, total, kept, world, stage) for stage in STAGES]
+            switch: [rank_memory(recipe, total, kept, world, stage, frozen) for stage in STAGES]
             for switch, kept in activations.items()
         },
         cpu_activations=activation_bytes(
@@ -108,7 +118,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "legal_world_sizes": plan.legal_worlds,
         "steps": plan.steps,
         "tokens": None if plan.steps is None else plan.steps * plan.batch.tokens,
-        "parameters": plan.parameters | {"total": total},
+        "parameters": plan.parameters | {"total": total, "trained": plan.trained_parameters},
         "flops": {
             "forward_per_token": plan.flops.forward,
             "model_per_token": plan.flops.model,
@@ -122,8 +132,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for stage, memory in zip(STAGES, by_stage, strict=True)
         ],
         "activation_bytes_on_cpu": plan.cpu_activations,
-        "checkpoint_bytes": checkpoint_bytes(total),
-        "checkpoints_bytes": checkpoint_bytes(total) * (kept_checkpoints(recipe, plan.steps) + 1),
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "checkpoints_bytes": plan.checkpoint_bytes * (kept_checkpoints(recipe, plan.steps) + 1),
         "deepspeed": plan.deepspeed,
     }
 
@@ -160,6 +170,8 @@ def _length(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> list[str]:
     rows = [*plan.parameters.items(), ("total", plan.total_parameters)]
+    if plan.frozen:
+        rows.append(("of them trained", plan.trained_parameters))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {count:>15,}" for name, count in rows]
     if not isinstance(plan.recipe, MaskedLmRecipe) and head_outputs(plan.recipe) is None:
@@ -218,11 +230,13 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _checkpoints(plan: Plan) -> list[str]:
-    size = checkpoint_bytes(plan.total_parameters)
+    size = plan.checkpoint_bytes
     keep, every = kept_checkpoints(plan.recipe, plan.steps), plan.recipe.checkpoint.every_steps
-    parameters = f"{plan.total_parameters:,} parameters × {CHECKPOINT_BYTES_PER_PARAMETER} bytes"
+    parameters = f"{plan.trained_parameters:,} parameters × {CHECKPOINT_BYTES_PER_PARAMETER} bytes"
+    frozen = size - plan.trained_parameters * CHECKPOINT_BYTES_PER_PARAMETER
+    beside = f" + {_gb(frozen)} of frozen weights" if frozen else ""
     return [
-        f"{parameters} (fp32 weights and two moments) = {_gb(size)}",
+        f"{parameters} (fp32 weights and two moments){beside} = {_gb(size)}",
         f"{keep} kept + 1 being written = {_gb((keep + 1) * size)}; one every {every:,} steps",
     ]
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dstrain.model.shape import LAYER_LINEARS, is_target
+
 Verdict = str | None
 _RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []
 
@@ -195,6 +197,31 @@ def _one_origin_of_weights(config: Mapping[str, Any] | None, pretrained: str | N
         return (
             "and model.pretrained are both missing; give one of them (`config: {}` takes the architecture's defaults)"
         )
+    return None
+
+
+@rule("model.dropout", "model.config")
+def _one_origin_of_dropout(dropout: float | None, config: Mapping[str, Any] | None) -> Verdict:
+    if dropout is not None and config is not None:
+        return "is for model.pretrained; set the keys of model.config that name a dropout instead"
+    return None
+
+
+@rule("model.frozen_layers", "model.lora")
+def _adapters_freeze_all(frozen_layers: int, lora: Mapping[str, Any] | None) -> Verdict:
+    if frozen_layers and lora is not None:
+        return "is given beside model.lora, which freezes every layer but its adapters; use 0"
+    return None
+
+
+@rule("model.lora.target_modules", "model.architecture")
+def _targets_exist(targets: list[str], architecture: str) -> Verdict:
+    layers = LAYER_LINEARS.get(architecture)
+    if layers is None:
+        return f"are not known of {architecture}; adapters are offered for {', '.join(LAYER_LINEARS)}"
+    missing = next((target for target in targets if not any(is_target(name, [target]) for name in layers)), None)
+    if missing is not None:
+        return f"holds {missing!r}, and no linear layer of {architecture} ends so; it has {', '.join(layers)}"
     return None
 
 

@@ -75,16 +75,32 @@ class ModernBertConfig(Section):
     local_rope_theta: PositiveFloat = 10000.0
 
 
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2022), through peft: the encoder is frozen, its adapters and the head are trained.
+
+    The output of a linear layer with an adapter gains `alpha` ÷ `rank` × what the adapter makes of its input.
+    `target_modules` are names of linear layers, or ends of names, as in [query, value]; [] takes queries and values.
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] = ()
+
+
 class _ModelKeys(Section):
     """Keys of every architecture. Exactly one of `config` (from scratch) and `pretrained` (a folder) is given.
 
-    `frozen_layers` keeps the embeddings and as many of the first layers as they are; 0 trains everything.
+    `frozen_layers` keeps the embeddings and as many of the first layers as they are; 0 trains everything. `dropout`
+    takes the place of every dropout that the config of `pretrained` has.
     """
 
     architecture: str
     config: BertConfig | ModernBertConfig | None = None
     pretrained: str | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     frozen_layers: NonNegativeInt = 0
+    lora: Lora | None = None
     activation_checkpointing: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
 

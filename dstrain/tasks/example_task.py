@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.model.lora import base_identity
 from dstrain.model.shape import shape_of_config
 from dstrain.plan import step_flops, total_steps
 from dstrain.recipe.schema import ExampleRecipe
@@ -97,7 +98,7 @@ class ExampleTask(Task, Generic[E]):
             "tokenizer": self.encoder.digest,
             "data": recipe.data.model_dump(mode="json", include={"sequence_length", "length_groups", "seed"}),
             "global_batch_rows": recipe.train.global_batch_rows,
-        }
+        } | base_identity(self.model)
 
     # ------------------------------------------------------------ what a task adds
 

@@ -20,6 +20,7 @@ from dstrain.data.stream import RowStream
 from dstrain.data.tokens import load_encoder
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model, encode_packed, predict_tokens
+from dstrain.model.lora import base_identity
 from dstrain.model.shape import model_shape
 from dstrain.model.sparse import SparseMaskedLm
 from dstrain.recipe.schema import MaskedLmRecipe
@@ -54,7 +55,7 @@ class MaskedLm(Task):
                 mode="json", include={"sequence_length", "lanes", "seed", "shuffle_window", "masking", "on_bad_sample"}
             ),
             "global_batch_rows": recipe.train.global_batch_rows,
-        }
+        } | base_identity(self.model)
         self.totals = TaskTotals.of(recipe, model_shape(recipe.model), corpus.total_tokens)
         self._valid_batches = _valid_batches(recipe, self.totals.tokens_per_step)
 

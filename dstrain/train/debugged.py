@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.launch.debug_text import ORDERS, REPORT
-from dstrain.model.shape import model_shape, parameter_counts
+from dstrain.model.shape import frozen_parameters, model_shape, parameters_of
 from dstrain.plan import activation_bytes, rank_memory
 from dstrain.rank import write_json
 from dstrain.recipe.schema import Recipe
@@ -243,8 +243,11 @@ class Look:
         shape = model_shape(recipe.model)
         checkpointing, on_cpu = recipe.model.activation_checkpointing, self._runtime.device.type == "cpu"
         activations = activation_bytes(recipe, shape, checkpointing=checkpointing, on_cpu=on_cpu)
-        count = sum(parameter_counts(shape, recipe.task).values())
-        memory = rank_memory(recipe, count, activations, world, recipe.train.zero.stage)
+        count, frozen = (
+            sum(parameters_of(recipe.model, shape, recipe.task).values()),
+            frozen_parameters(recipe.model, shape),
+        )
+        memory = rank_memory(recipe, count, activations, world, recipe.train.zero.stage, frozen)
         return {
             "weights": memory.weights,
             "optimizer": memory.optimizer,

@@ -1,16 +1,14 @@
 """AdamW with decay groups, and learning-rate schedules that are pure functions of the step."""
 
 import math
-import re
 from typing import Any
 
 import torch
 from torch import nn
 
 from dstrain.errors import RecipeError
+from dstrain.model.depth import depth_of_parameters
 from dstrain.recipe.schema import Optimizer, Recipe, Schedule
-
-_LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -31,13 +29,6 @@ def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float 
             {"params": [p for p in alike if p.ndim <= 1], "weight_decay": 0.0, "rate_share": share},
         ]
     return [group for group in groups if group["params"]]
-
-
-def depth_of_parameters(names: list[str]) -> dict[str, int]:
-    """Depth by name: 0 for embeddings, 1 and on for layers, one more than the last layer for what comes after them."""
-    numbers = {name: int(found[1]) for name in names if (found := _LAYER.search(name))}
-    top = max(numbers.values(), default=-1) + 2
-    return {name: numbers[name] + 1 if name in numbers else 0 if ".embeddings." in name else top for name in names}
 
 
 def freeze(module: nn.Module, layers: int) -> None:
