@@ -183,15 +183,16 @@ def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], t
         {"frozen_layers": 2},
     ],
 )
-def test_what_is_frozen_is_counted_exactly(architecture: str, keys: dict[str, Any]) -> None:
+@pytest.mark.parametrize("task", ["masked_lm", "retrieval"])  # with a head, and without
+def test_what_is_frozen_is_counted_exactly(architecture: str, keys: dict[str, Any], task: str) -> None:
     if "lora" in keys and (targets := keys["lora"].get("target_modules")):
         mine = [target for target in targets if (architecture == "modernbert") == target.startswith("W")]
         keys = {"lora": keys["lora"] | {"target_modules": mine}}
     section = masked_lm(architecture, SMALL[architecture] | {"num_hidden_layers": 2}, model=keys).model
-    model = build_model(section, 0, {"pad_token_id": 0})
+    model = build_model(section, 0, {"pad_token_id": 0}, auto=AUTO_MODELS[task])
     freeze(model, section.frozen_layers)
     shape = model_shape(section)
-    total = sum(parameters_of(section, shape, "masked_lm").values())
+    total = sum(parameters_of(section, shape, task).values())
     assert total == sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     assert frozen_parameters(section, shape) == frozen > 0

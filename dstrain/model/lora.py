@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dstrain.data.counter_rng import stream_key
-from dstrain.model.depth import depth_of_parameters, within_layer
+from dstrain.model.depth import depth_of_parameters, head_depth, within_layer
 from dstrain.model.shape import is_target, lora_targets
 from dstrain.recipe.schema import Lora
 
@@ -28,8 +28,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, architecture: str, seed: in
     torch.manual_seed(int(stream_key(seed, "lora")) >> 1)
     LoraModel(model, lora_config(model, lora, architecture), ADAPTER)
     names = [name for name, _ in model.named_parameters()]
-    depths = depth_of_parameters(names)
-    top = max(depths.values())
+    depths, top = depth_of_parameters(names), head_depth(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(depths[name] == top or is_adapter(name))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dstrain.errors import RecipeError
-from dstrain.model.depth import depth_of_parameters
+from dstrain.model.depth import depth_of_parameters, head_depth
 from dstrain.recipe.schema import Optimizer, Recipe, Schedule
 
 
@@ -36,7 +36,7 @@ def freeze(module: nn.Module, layers: int) -> None:
     if layers == 0:
         return
     depths = depth_of_parameters(list(dict(module.named_parameters())))
-    there = max(depths.values()) - 1
+    there = head_depth(depths) - 1
     if layers > there:
         raise RecipeError(f"model.frozen_layers={layers}, and the model has {there} layers; use at most {there}")
     for name, parameter in module.named_parameters():
