@@ -12,11 +12,12 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, LedgerWriter, summarize_ledger
+from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, LedgerWriter, read_ledger
 from dstrain.data.producer import StreamSpec
 from dstrain.data.rows import digest_hex
 from dstrain.data.stream import RowStream
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from dstrain.proof.history import run_ledger
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe
 
@@ -26,7 +27,7 @@ def recompute(run_dir: Path, out: Path) -> int:
     recipe = load_recipe(run_dir / "recipe.yaml").recipe
     if not isinstance(recipe, MaskedLmRecipe):
         raise UserError(f"{run_dir} is a {recipe.task} run; the rows of masked_lm runs are recomputed")
-    steps = summarize_ledger(run_dir / LEDGER_NAME).last_step
+    steps = next(read_ledger(run_ledger(run_dir))).step
     rows = recipe.train.global_batch_rows
     out.mkdir(parents=True, exist_ok=True)
     (out / LEDGER_NAME).unlink(missing_ok=True)

@@ -135,12 +135,6 @@ class _Digests:
         return self._done + ([self._block.hexdigest()] if self._room < DIGEST_BYTES else [])
 
 
-def sha256_of(path: Path) -> str:
-    """Digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_durably(path: Path, text: str) -> None:
     """Replace a small file so that a crash at any instant leaves the old or the new one, whole."""
     temporary = path.with_name(f".{path.name}.new")

@@ -34,16 +34,6 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True)
-class LedgerSummary:
-    """The valid steps of a ledger: first, last, and how many. `gap` names the first place where they do not follow."""
-
-    first_step: int
-    last_step: int
-    steps: int
-    gap: str | None
-
-
-@dataclass(frozen=True)
 class LedgerComparison:
     """The steps that two ledgers share, and the first of them whose rows differ."""
 
@@ -97,22 +87,6 @@ def read_all_backwards(path: Path) -> Iterator[tuple[LedgerEntry, bool]]:
         if counts:
             lowest = entry.step
         yield entry, counts
-
-
-def summarize_ledger(path: Path) -> LedgerSummary:
-    """Whether the steps of a ledger follow each other without a gap, in steps and in rows. Raises CorpusError."""
-    entries = read_ledger(path)
-    last = next(entries, None)
-    if last is None:
-        raise CorpusError(f"{path}: no steps in it; give the folder of a run that has made a step")
-    first, steps, gap = last, 1, None
-    for entry in entries:
-        if first.step != entry.step + 1:
-            gap = f"step {first.step} follows step {entry.step}"
-        elif first.rows[0] != entry.rows[1] + 1:
-            gap = f"step {first.step} starts at row {first.rows[0]}, but step {entry.step} ends at row {entry.rows[1]}"
-        first, steps = entry, steps + 1
-    return LedgerSummary(first.step, last.step, steps, gap)
 
 
 def compare_ledgers(path: Path, other: Path) -> LedgerComparison:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dstrain.data.ledger import compare_ledgers, summarize_ledger
+from dstrain.data.ledger import compare_ledgers
+from dstrain.proof.account import account
 
 STEPS = 80
 DSTRAIN = (sys.executable, "-m", "dstrain")
@@ -62,7 +63,7 @@ class Project:
         assert self.of_attempt(self.attempts(), "outcome.json")["outcome"] == "done"
         comparison = compare_ledgers(self.run_dir / "ledger.jsonl", self.reference / "ledger.jsonl")
         assert comparison.common_steps == STEPS and comparison.first_difference is None
-        assert summarize_ledger(self.run_dir / "ledger.jsonl").gap is None
+        assert account(self.run_dir).problems == []
         assert abs(final_loss(self.run_dir) - final_loss(self.reference)) < 1e-4
         files = [file for file in self.folder.rglob("*") if file.is_file()]
         assert not any(SECRET in file.read_text(errors="replace") for file in files)

@@ -1,5 +1,4 @@
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,9 @@ from hypothesis import strategies as st
 from dstrain.data.ledger import (
     LedgerComparison,
     LedgerEntry,
-    LedgerSummary,
     LedgerWriter,
     compare_ledgers,
     read_ledger,
-    summarize_ledger,
 )
 from dstrain.data.rows import digest_hex
 from dstrain.errors import CorpusError
@@ -54,7 +51,6 @@ def test_a_resumed_run_overrules_what_came_before(
         expected += [entry(step, f"{number:x}") for step in range(start, start + steps)]
         write(path, list(range(start, start + steps)), f"{number:x}")
     assert list(read_ledger(path)) == expected[::-1]
-    assert summarize_ledger(path) == LedgerSummary(0, len(expected) - 1, len(expected), None)
 
 
 def test_an_unfinished_line_is_passed_over_and_then_cut_off(tmp_path: Path) -> None:
@@ -73,31 +69,9 @@ def test_a_damaged_line_inside_is_an_error(tmp_path: Path) -> None:
         list(read_ledger(path))
 
 
-def test_gaps_are_found(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [0, 1, 3, 4])
-    assert summarize_ledger(path) == LedgerSummary(0, 4, 4, "step 3 follows step 1")
-    with LedgerWriter(tmp_path / "b.jsonl") as ledger:
-        ledger.append(entry(0))
-        ledger.append(LedgerEntry(1, (17, 31), "x"))
-    assert summarize_ledger(tmp_path / "b.jsonl").gap == "step 1 starts at row 17, but step 0 ends at row 15"
-
-
 def test_comparison_names_the_first_difference(tmp_path: Path) -> None:
     ours = write(tmp_path / "a.jsonl", list(range(20)))
     same = write(tmp_path / "b.jsonl", list(range(5, 30)))
     assert compare_ledgers(ours, same) == LedgerComparison(15, None)
     other = write(write(tmp_path / "c.jsonl", list(range(20))), [9, 10], "e")
     assert compare_ledgers(ours, other) == LedgerComparison(11, 9)
-
-
-def test_a_long_ledger_is_read_fast(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    path.write_text(
-        "".join(
-            f'{{"step": {step}, "rows": [{step * 16}, {step * 16 + 15}], "digest": "{step:032x}"}}\n'
-            for step in range(100_000)
-        )
-    )
-    started = time.process_time()
-    assert summarize_ledger(path).steps == 100_000
-    assert time.process_time() - started < 5
