@@ -175,6 +175,30 @@ def text_records(content: str, path: Path) -> Iterator[Record]:
             yield Record(f"{path}:{number}", number, {"label": label.removeprefix("__label__"), "text": text.strip()})
 
 
+def parallel_records(
+    texts: Mapping[str, str], files: Mapping[str, Path], needed: Mapping[str, str]
+) -> Iterator[Record]:
+    """Line n of every file, under the file's name: translations of each other, say. Blank lines are kept.
+
+    Args:
+        texts: content by name.
+        files: where it is from.
+        needed: as in `records_of`.
+    """
+    named = next(iter(files.values()))
+    _require_columns(list(texts), f"{named} and its like", needed)
+    lines = {name: text.removesuffix("\n").split("\n") if text else [] for name, text in texts.items()}
+    counts = {name: len(each) for name, each in lines.items()}
+    shortest = min(counts.values())
+    for number in range(1, shortest + 1):
+        fields = {name: each[number - 1].rstrip("\r") for name, each in lines.items()}
+        yield Record(f"{named}:{number}", number, fields)
+    if max(counts.values()) > shortest:
+        sizes = ", ".join(f"{files[name]} {count:,}" for name, count in counts.items())
+        problem = f"no line {shortest + 1} in every file ({sizes}); parallel files have a line for each other's lines"
+        yield Record(f"{named}:{shortest + 1}", shortest + 1, problem=problem, fatal=True)
+
+
 def conll_records(content: str, path: Path, token_pattern: str | None) -> Iterator[Record]:
     """Sentences of a column file: the first column is the token, the last its tag, whatever is between.
 

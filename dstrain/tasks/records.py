@@ -8,6 +8,7 @@
     .parquet         one row a record
     .txt             one text a line, its label before it: `positive What a film`; fields label and text
     .conll           a token a line with its columns, a blank line after each sentence; fields tokens and tags
+    train.{en,de}    parallel files, line n of one belonging to line n of the other; fields en and de
     datasets://…     NAME[:CONFIG]#SPLIT, from the local cache of `datasets` or a folder that it saved
 
 A file whose name goes on with .gz is unpacked as it is read. What cannot be read as a record is one with a `problem`.
@@ -15,6 +16,7 @@ A file whose name goes on with .gz is unpacked as it is read. What cannot be rea
 
 import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from dstrain.errors import CorpusError
 from dstrain.recipe.schema import FILE_FORMATS
 
 DATASETS = "datasets://"
+PARALLEL = re.compile(r"([^{}]*)\{([^{},]+(?:,[^{},]+)+)\}([^{}]*)")  # train.{en,de}.gz
 SUFFIXES = {".ndjson": "jsonl", ".txt": "text", ".iob": "conll", ".bio": "conll", ".conllu": "conll"} | {
     f".{name}": name for name in FILE_FORMATS if name != "text"
 }
@@ -62,7 +65,7 @@ def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> It
     """The records of a file or of a data set.
 
     Args:
-        location: a path or datasets://NAME[:CONFIG]#SPLIT.
+        location: a path, one with braces for parallel files, or datasets://NAME[:CONFIG]#SPLIT.
         reading: how it is read.
         needed: fields that every record must have, and for each the recipe's key that named it. A header is held to
             them; records are, by whoever uses them.
@@ -74,6 +77,12 @@ def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> It
 
     if location.startswith(DATASETS):
         return formats.datasets_records(location)
+    braces = PARALLEL.fullmatch(location)
+    if braces is not None:
+        before, names, after = braces.groups()
+        files = {name: Path(f"{before}{name}{after}") for name in names.split(",")}
+        texts = {name: _decoded(path, reading.encoding) for name, path in files.items()}
+        return formats.parallel_records(texts, files, needed)
     path = Path(location)
     kind = format_of(path, reading.format)
     if kind == "parquet":
