@@ -29,32 +29,36 @@ BATCH_TEXTS = 1024
 class Encoder:
     """A tokenizer with its special tokens known.
 
-    A document is [CLS] text [SEP]; one without any token of text is nothing at all.
+    A document is [CLS] text [SEP]; one without any token of text is nothing at all. `begin` is what stands before the
+    text: one id, but none for T5 and Marian, whose texts are text </s>. They have no mask either.
     """
 
     tokenizer: Tokenizer
-    vocabulary: Vocabulary
-    cls_id: int
+    vocab_size: int  # number of ids, added tokens included
+    special_ids: tuple[int, ...]
+    begin: tuple[int, ...]
     sep_id: int
-    mask_id: int
+    mask_id: int | None
     pad_id: int
     digest: str
 
     @property
-    def vocab_size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self.vocabulary.size
+    def cls_id(self) -> int:
+        """The id that begins a text."""
+        (first,) = self.begin
+        return first
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What masking needs to know."""
+        assert self.mask_id is not None
+        return Vocabulary(self.vocab_size, self.mask_id, self.special_ids)
 
     @property
     def special_token_ids(self) -> dict[str, int]:
         """What a Transformers config calls the special ids."""
-        return {
-            "pad_token_id": self.pad_id,
-            "cls_token_id": self.cls_id,
-            "sep_token_id": self.sep_id,
-            "bos_token_id": self.cls_id,
-            "eos_token_id": self.sep_id,
-        }
+        first = {role: self.cls_id for role in ("cls_token_id", "bos_token_id") if self.begin}
+        return {"pad_token_id": self.pad_id, "sep_token_id": self.sep_id, "eos_token_id": self.sep_id} | first
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """The ids of one document, specials included."""
@@ -72,11 +76,16 @@ class Encoder:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
     def _document(self, ids: list[int]) -> NDArray[np.int32]:
-        return np.array([self.cls_id, *ids, self.sep_id] if ids else [], np.int32)
+        return np.array([*self.begin, *ids, self.sep_id] if ids else [], np.int32)
 
 
-def load_encoder(folder: str | Path) -> Encoder:
-    """Load a tokenizer's folder. Raises CorpusError naming what is missing."""
+def load_encoder(folder: str | Path, *, text_to_text: bool = False) -> Encoder:
+    """Load a tokenizer's folder. Raises CorpusError naming what is missing.
+
+    Args:
+        folder: as Transformers saves it.
+        text_to_text: for a model that writes text, which can do without a mask and without a token that begins a text.
+    """
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -104,15 +113,18 @@ def load_encoder(folder: str | Path) -> Encoder:
             "it there"
         )
 
-    mask_id = need("mask_token")
+    known = {role for role, number in ids.items() if number is not None}
+    masks = not text_to_text or "mask_token" in known
+    begins = not text_to_text or not known.isdisjoint(FIRST_AND_LAST[0])
     added = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids = tuple(sorted(added | {number for number in ids.values() if number is not None}))
     return Encoder(
         tokenizer=tokenizer,
-        vocabulary=Vocabulary(1 + max(tokenizer.get_vocab(with_added_tokens=True).values()), mask_id, special_ids),
-        cls_id=need(*FIRST_AND_LAST[0]),
+        vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
+        special_ids=special_ids,
+        begin=(need(*FIRST_AND_LAST[0]),) if begins else (),
         sep_id=need(*FIRST_AND_LAST[1]),
-        mask_id=mask_id,
+        mask_id=need("mask_token") if masks else None,
         pad_id=need("pad_token"),
         digest=_digest(content, ids),
     )

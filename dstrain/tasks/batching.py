@@ -17,11 +17,10 @@ Ids = NDArray[np.int32]
 
 def encoded(encoder: Encoder, texts: Iterable[str], length: int, cut: Cut = "end") -> list[Ids]:
     """[CLS] text [SEP] of each text, at most `length` tokens: longer ones lose tokens where `cut` says, no special."""
-    nothing = np.array(
-        [encoder.cls_id, encoder.sep_id], np.int32
-    )  # a text that has no token, such as a control character
+    nothing = np.array([*encoder.begin, encoder.sep_id], np.int32)  # a text without tokens, such as a control character
     complete = (ids if len(ids) else nothing for ids in encoder.encode_many(texts))
-    last = {"end": 1, "middle": length // 2, "start": length - 1}[cut]  # tokens kept from the end; the [SEP] is one
+    # Tokens kept from the end; the [SEP] is one.
+    last = {"end": 1, "middle": length // 2, "start": length - len(encoder.begin)}[cut]
     return [ids if len(ids) <= length else np.concatenate([ids[: length - last], ids[-last:]]) for ids in complete]
 
 
