@@ -1,7 +1,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from dstrain.data.tokens import Encoder
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model
+from dstrain.model.pair_shape import pair_shape
 from dstrain.model.pooling import AutoEncoder
 from dstrain.model.shape import (
     ModelShape,
@@ -22,6 +25,7 @@ from dstrain.model.shape import (
     shape_of_config,
 )
 from dstrain.model.sparse import SparseMaskedLm
+from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan import (
     activation_bytes,
     batch_plan,
@@ -35,7 +39,8 @@ from dstrain.plan import (
     total_steps,
 )
 from dstrain.plan.text import make_plan, plan_json, plan_text
-from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe
+from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, SequenceToSequenceRecipe
+from dstrain.tasks.sequence_to_sequence import Writer
 from dstrain.train.optim import freeze
 
 SMALL = {
@@ -196,6 +201,91 @@ def test_what_is_frozen_is_counted_exactly(architecture: str, keys: dict[str, An
     assert total == sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     assert frozen_parameters(section, shape) == frozen > 0
+
+
+BART = {"d_model": 64, "encoder_ffn_dim": 96, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
+PAIRS: list[tuple[str, dict[str, Any]]] = [
+    ("t5", {}),
+    ("t5", {"d_model": 64, "d_kv": 24, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 3, "vocab_size": 500}),
+    ("t5", {"d_model": 64, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8}),
+    ("bart", {}),
+    ("bart", BART | {"encoder_layers": 2, "decoder_layers": 3, "vocab_size": 500}),
+    ("marian", {}),
+    ("marian", BART | {"decoder_layers": 1, "max_position_embeddings": 77}),
+    ("encoder-decoder", {}),
+    ("encoder-decoder", SMALL["bert"] | {"vocab_size": 500}),
+]
+
+
+def pair(architecture: str, config: dict[str, Any], lengths: tuple[int, int] = (48, 20), **model: Any) -> Any:
+    values = masked_lm().model_dump(mode="json", by_alias=True) | {
+        "task": "sequence_to_sequence",
+        "model": {"architecture": architecture, "config": config, **model},
+        "data": {"train": "a", "valid": "b", "sequence_length": lengths[0], "target_length": lengths[1]},
+        "train": {"global_batch_rows": 32, "micro_batch_rows": 4, "steps": 10, "precision": "fp32"},
+    }
+    return SequenceToSequenceRecipe.model_validate_json(json.dumps(values))
+
+
+def built_pair(section: Any) -> Any:
+    """The model as training builds it, without memory for its weights."""
+    tokenizer = SimpleNamespace(
+        begin=(1,),
+        pad_id=0,
+        vocab_size=400,
+        special_token_ids={"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    )
+    return build_text_to_text(section, 0, cast(Encoder, tokenizer))
+
+
+@pytest.mark.parametrize(("architecture", "config"), PAIRS)
+def test_parameter_counts_of_pairs_are_exact(architecture: str, config: dict[str, Any]) -> None:
+    fewer = {"decoder_layers": 2} if architecture == "encoder-decoder" and config else {}
+    section = pair(architecture, config, **fewer).model
+    with torch.device("meta"):
+        model = built_pair(section)
+    counts = parameter_counts(model_shape(section), "sequence_to_sequence")
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    assert frozen_parameters(section, model_shape(section)) == frozen
+    found = pair_shape(architecture, json.loads(json.dumps(model.config.to_dict())))
+    assert found == model_shape(section), "an exported folder has the shape of its recipe"
+
+
+@pytest.mark.parametrize(("architecture", "config"), [(name, config) for name, config in PAIRS if config])
+def test_flops_and_activations_of_pairs(architecture: str, config: dict[str, Any]) -> None:
+    recipe = pair(architecture, config | {"vocab_size": 500}, attention="eager")
+    rows, source, target = 4, recipe.data.sequence_length, recipe.data.target_length
+    writer = Writer(built_pair(recipe.model).train(), 0.0)
+    ids, labels = torch.randint(5, 100, (rows, source)), torch.randint(5, 100, (rows, target))
+    kept: dict[int, torch.Tensor] = {}
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in writer.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        writer(labels=labels, input_ids=ids, attention_mask=torch.ones_like(ids))
+    flops, shape = step_flops(recipe, model_shape(recipe.model)), model_shape(recipe.model)
+    pooler = 2 * rows * shape.hidden_size**2 if architecture == "encoder-decoder" else 0
+    assert flops.forward * rows * (source + target) == pytest.approx(counter.get_total_flops() - pooler, rel=1e-9)
+    stated = activation_bytes(recipe, shape, checkpointing=False, on_cpu=True) - rows * target * 500 * 8
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert stated == pytest.approx(found, rel=0.25)
+    again = activation_bytes(recipe, shape, checkpointing=True, on_cpu=True)
+    assert rows * target * 500 * 8 < again < stated + rows * target * 500 * 8
+
+
+def test_a_pair_is_planned_by_both_its_lengths() -> None:
+    text = plan_text(make_plan(pair("bart", BART | {"encoder_layers": 2, "decoder_layers": 3}), 2, None))
+    assert "2 ranks × 4 rows × 4 accumulation = 32 rows = 2,176 tokens" in text
+    assert "4 rows of 68 tokens" in text
+    assert "labels" not in text
 
 
 def test_a_pretrained_folder_has_the_shape_of_its_config(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from dstrain.checkpoint.store import Place
 from dstrain.errors import CheckpointError
 from dstrain.model.encoder import build_again
 from dstrain.model.lora import base_identity, merge_adapters
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.schema import Recipe, SequenceToSequenceRecipe
 from dstrain.tasks.task import Task, task_class
 from dstrain.train.runtime import quiet_libraries
 
@@ -100,7 +100,7 @@ def trained_model(checkpoint: Place, task: type[Task], recipe: Recipe) -> PreTra
     manifest = Manifest.read(checkpoint)
     config = AutoConfig.for_model(**manifest.model_config)
     model: PreTrainedModel
-    if recipe.model.lora is None:
+    if recipe.model.lora is None or isinstance(recipe, SequenceToSequenceRecipe):
         model = task.auto_model.from_config(config, dtype=torch.float32)
     else:
         model = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
@@ -119,7 +119,7 @@ def trained_model(checkpoint: Place, task: type[Task], recipe: Recipe) -> PreTra
 def parity_documents(recipe: Recipe, model: PreTrainedModel) -> list[Tensor]:
     """Documents of random tokens, int64, always the same ones: from a long one to a single token."""
     longest = min(recipe.data.sequence_length, LONGEST_DOCUMENT)
-    ids = torch.arange(model.config.vocab_size)
+    ids = torch.arange(model.get_input_embeddings().num_embeddings)
     ids = ids[ids != model.config.pad_token_id]  # RoBERTa gives padding no position
     generator = torch.Generator().manual_seed(0)
     lengths = sorted({longest, max(1, longest // 2), min(7, longest), 1}, reverse=True)
@@ -131,4 +131,4 @@ def parity(task: type[Task], logits: list[Tensor], folder: Path, documents: list
     """Largest difference from the training path's logits, each document alone through the exported folder."""
     exported: Any = task.auto_model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     pairs = zip(logits, documents, strict=True)
-    return max(float((there - task.logits_of(exported(input_ids=ids[None]))[0]).abs().max()) for there, ids in pairs)
+    return max(float((there - task.logits_alone(exported, ids)).abs().max()) for there, ids in pairs)

@@ -116,6 +116,7 @@ def load_encoder(folder: str | Path, *, text_to_text: bool = False) -> Encoder:
     known = {role for role, number in ids.items() if number is not None}
     masks = not text_to_text or "mask_token" in known
     begins = not text_to_text or not known.isdisjoint(FIRST_AND_LAST[0])
+    mask_id = need("mask_token") if masks else None
     added = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids = tuple(sorted(added | {number for number in ids.values() if number is not None}))
     return Encoder(
@@ -124,7 +125,7 @@ def load_encoder(folder: str | Path, *, text_to_text: bool = False) -> Encoder:
         special_ids=special_ids,
         begin=(need(*FIRST_AND_LAST[0]),) if begins else (),
         sep_id=need(*FIRST_AND_LAST[1]),
-        mask_id=need("mask_token") if masks else None,
+        mask_id=mask_id,
         pad_id=need("pad_token"),
         digest=_digest(content, ids),
     )

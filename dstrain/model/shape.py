@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.schema import BertConfig, Lora, Model, ModernBertConfig, RobertaConfig
+from dstrain.model.pair_shape import PAIRS, PairShape, pair_parameters, pair_shape
+from dstrain.recipe.schema import (
+    BertConfig,
+    EncoderDecoderModel,
+    Lora,
+    Model,
+    ModernBertConfig,
+    RobertaConfig,
+    TextToTextModel,
+)
 
 _CONFIGS: dict[str, type[BertConfig] | type[ModernBertConfig]] = {
     "bert": BertConfig,
@@ -40,6 +49,10 @@ DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
     "roberta": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
     "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"),
+    "t5": ("dropout_rate",),
+    "bart": ("dropout", "attention_dropout", "activation_dropout"),
+    "marian": ("dropout", "attention_dropout", "activation_dropout"),
+    "encoder-decoder": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
 }
 
 
@@ -64,25 +77,35 @@ class ModelShape:
     attention_dropout: bool
 
 
-def model_shape(model: Model) -> ModelShape:
+AnyModel = Model | TextToTextModel
+AnyShape = ModelShape | PairShape
+
+
+def model_shape(model: AnyModel) -> AnyShape:
     """Return the shape of a recipe's model: of its config, or of the folder that its weights come from.
 
     Raises:
         RecipeError: the folder has no readable config.json.
     """
     if model.config is not None:
-        return shape_of_config(model.architecture, model.config.model_dump())
-    assert model.pretrained is not None
-    return shape_of_config(model.architecture, _pretrained_config(Path(model.pretrained)) | dropout_keys(model))
+        config = model.config.model_dump()
+    else:
+        assert model.pretrained is not None
+        config = _pretrained_config(Path(model.pretrained)) | dropout_keys(model)
+    if isinstance(model, EncoderDecoderModel):
+        return pair_shape(model.architecture, config, model.decoder_layers)
+    return shape_of_config(model.architecture, config)
 
 
-def dropout_keys(model: Model) -> dict[str, float]:
+def dropout_keys(model: AnyModel) -> dict[str, float]:
     """The keys of a Transformers config that `model.dropout` sets; none where it is null."""
     return {} if model.dropout is None else dict.fromkeys(DROPOUTS[model.architecture], model.dropout)
 
 
-def shape_of_config(architecture: str, config: Mapping[str, Any]) -> ModelShape:
+def shape_of_config(architecture: str, config: Mapping[str, Any]) -> AnyShape:
     """Return the shape that a Transformers config describes; keys it leaves out have that architecture's defaults."""
+    if architecture in PAIRS:
+        return pair_shape(architecture, config)
     defaults = _CONFIGS[architecture]()
     sizes = defaults.model_dump() | {key: value for key, value in config.items() if key in type(defaults).model_fields}
     modern = architecture == "modernbert"
@@ -105,14 +128,16 @@ def shape_of_config(architecture: str, config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def parameter_counts(shape: ModelShape, task: str, labels: int = 2) -> dict[str, int]:
+def parameter_counts(shape: AnyShape, task: str, labels: int = 2) -> dict[str, int]:
     """Return the exact number of parameters by part; the decoder is tied to the token embeddings and counted there.
 
     Args:
-        shape: the encoder.
+        shape: the encoder, or the encoder and decoder, which have their head whatever the task.
         task: the recipe's, which decides the head.
         labels: outputs of a classifier.
     """
+    if isinstance(shape, PairShape):
+        return pair_parameters(shape)
     hidden, norm = shape.hidden_size, _norm(shape)
     counts = {
         "token embeddings": shape.vocab_size * hidden,
@@ -135,14 +160,18 @@ def parameter_counts(shape: ModelShape, task: str, labels: int = 2) -> dict[str,
     return counts
 
 
-def parameters_of(model: Model, shape: ModelShape, task: str, labels: int = 2) -> dict[str, int]:
+def parameters_of(model: AnyModel, shape: AnyShape, task: str, labels: int = 2) -> dict[str, int]:
     """Return `parameter_counts` and, where the recipe's model has some, those of its `adapters`."""
     counts = parameter_counts(shape, task, labels)
-    return counts if model.lora is None else counts | {"adapters": lora_parameters(shape, model.lora)}
+    if model.lora is None or isinstance(shape, PairShape):
+        return counts
+    return counts | {"adapters": lora_parameters(shape, model.lora)}
 
 
-def frozen_parameters(model: Model, shape: ModelShape) -> int:
+def frozen_parameters(model: AnyModel, shape: AnyShape) -> int:
     """Return the exact number of parameters that are not trained: embeddings and layers, by frozen_layers or lora."""
+    if isinstance(shape, PairShape):
+        return shape.fixed
     layers = shape.layers if model.lora is not None else model.frozen_layers
     if layers == 0:
         return 0

@@ -51,7 +51,7 @@ def batch_plan(recipe: Recipe, world: int) -> BatchPlan:
         if isinstance(recipe, MaskedLmRecipe):
             rule = f"data.lanes={recipe.data.lanes} evenly, or {rule}"
         raise RecipeError(f"{world} ranks cannot share {rule}; use {nearest} ranks")
-    return BatchPlan(world, micro, rows // (world * micro), rows, rows * recipe.data.sequence_length)
+    return BatchPlan(world, micro, rows // (world * micro), rows, rows * recipe.data.row_tokens)
 
 
 def masked_per_row(recipe: MaskedLmRecipe) -> int:
@@ -69,7 +69,7 @@ def total_steps(recipe: Recipe, corpus_tokens: int | None) -> int | None:
     train = recipe.train
     if train.steps is not None:
         return train.steps
-    step_tokens = train.global_batch_rows * recipe.data.sequence_length
+    step_tokens = train.global_batch_rows * recipe.data.row_tokens
     if train.tokens is not None:
         return math.ceil(train.tokens / step_tokens)
     assert train.epochs is not None

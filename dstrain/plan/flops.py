@@ -5,6 +5,8 @@ Forward, per token (a multiplication and an addition are two):
     attention  4 × sequence_length × hidden_size for each layer: scores and weighted sum over the whole row (the mask
                that keeps documents apart saves nothing)
     head       2 × (hidden² + hidden × vocabulary), on the predicted tokens only
+An encoder with a decoder is counted by rows of the longest source and the longest target, and divided by their tokens;
+keys and values of the cross attention are made once for each source token.
 The backward pass costs twice the forward pass: once for the gradients of what goes in, once for those of the weights.
 Frozen layers need neither, and matrices that are frozen beside adapters not the second. Activation checkpointing runs
 the layers forward once more.
@@ -12,10 +14,11 @@ the layers forward once more.
 
 from dataclasses import dataclass
 
-from dstrain.model.shape import ModelShape, layer_parameters, lora_parameters
+from dstrain.model.pair_shape import PairShape
+from dstrain.model.shape import AnyShape, ModelShape, layer_parameters, lora_parameters
 from dstrain.plan.batch import masked_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
-from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,12 @@ class Flops:
         return self.model + (self.matmuls + self.attention if self.activation_checkpointing else 0)
 
 
-def step_flops(recipe: Recipe, shape: ModelShape) -> Flops:
-    """Return the operations per token of this recipe's rows; a global step has rows × sequence_length tokens."""
+def step_flops(recipe: Recipe, shape: AnyShape) -> Flops:
+    """Return the operations per token of this recipe's rows; a global step has rows × `data.row_tokens` tokens."""
+    if isinstance(recipe, SequenceToSequenceRecipe):
+        assert isinstance(shape, PairShape)
+        return _pair_flops(recipe, shape)
+    assert isinstance(shape, ModelShape)
     hidden, length = shape.hidden_size, recipe.data.sequence_length
     if isinstance(recipe, MaskedLmRecipe):
         predicted = masked_per_row(recipe) / length
@@ -62,6 +69,23 @@ def step_flops(recipe: Recipe, shape: ModelShape) -> Flops:
         attention=attention,
         head=head,
         spared=spared,
+        activation_checkpointing=recipe.model.activation_checkpointing,
+    )
+
+
+def _pair_flops(recipe: SequenceToSequenceRecipe, shape: PairShape) -> Flops:
+    source, target, tokens = recipe.data.sequence_length, recipe.data.target_length, recipe.data.row_tokens
+    hidden, heads, matrices = shape.hidden_size, shape.attention_size, 3 if shape.gated_mlp else 2
+    encoder = shape.layers * (4 * hidden * heads + matrices * hidden * shape.intermediate_size) * source
+    decoder = (6 * hidden * heads + matrices * hidden * shape.decoder_intermediate_size) * target
+    decoder += 2 * hidden * heads * source  # keys and values of the cross attention
+    pairs = shape.layers * source**2 + shape.decoder_layers * target * (target + source)
+    transform = hidden * hidden if shape.head else 0
+    return Flops(
+        matmuls=2 * (encoder + shape.decoder_layers * decoder) / tokens,
+        attention=4 * heads * pairs / tokens,
+        head=2 * (transform + hidden * shape.vocab_size) * target / tokens,
+        spared=0.0,
         activation_checkpointing=recipe.model.activation_checkpointing,
     )
 

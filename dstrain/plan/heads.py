@@ -13,7 +13,7 @@ UNKNOWN_OUTPUTS = 2  # stands in where the labels are those of the training file
 
 
 def head_outputs(recipe: Recipe) -> int | None:
-    """Return the outputs of a fine-tuned head; None for pretraining, and where only the training file tells."""
+    """Return the outputs of a fine-tuned head; None where there is no such head, and where only the data tells."""
     if isinstance(recipe, ClassificationRecipe):
         return 1 if recipe.data.target == "number" else len(recipe.data.labels) or None
     if isinstance(recipe, TokenClassificationRecipe):

@@ -36,11 +36,13 @@ a time.
 
 from dataclasses import dataclass, fields
 
-from dstrain.model.shape import ModelShape, frozen_parameters, model_shape, parameters_of
+from dstrain.model.pair_shape import PairShape
+from dstrain.model.shape import AnyShape, ModelShape, frozen_parameters, model_shape, parameters_of
 from dstrain.plan.batch import masked_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
-from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe
+from dstrain.plan.pair_memory import pair_activation_bytes
+from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
 
 UNPARTITIONED_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's, not to be configured
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
@@ -103,16 +105,20 @@ def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, s
     return Memory(weights, gradients, optimizer, buffers, activations, step, host)
 
 
-def activation_bytes(recipe: Recipe, shape: ModelShape, *, checkpointing: bool, on_cpu: bool = False) -> int:
+def activation_bytes(recipe: Recipe, shape: AnyShape, *, checkpointing: bool, on_cpu: bool = False) -> int:
     """Return the bytes of activations that one micro-batch holds when its backward pass begins.
 
     Args:
         recipe: gives rows, row length, masking, precision and the attention's implementation.
-        shape: the encoder.
+        shape: the encoder, or of encoder and decoder.
         checkpointing: whether layers are computed again in the backward pass.
         on_cpu: whether it runs on a CPU, where torch's kernels keep more.
     """
     element = ELEMENT_BYTES[recipe.train.precision]
+    if isinstance(recipe, SequenceToSequenceRecipe):
+        assert isinstance(shape, PairShape)
+        return pair_activation_bytes(recipe, shape, element=element, checkpointing=checkpointing, on_cpu=on_cpu)
+    assert isinstance(shape, ModelShape)
     rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
     token_elements = rows * length * shape.hidden_size
     dropped = element if on_cpu else 1

@@ -22,7 +22,7 @@ from dstrain.plan.memory import (
 )
 from dstrain.recipe.files import missing_files
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
 
 STAGES = (0, 1, 2, 3)
 GIB = 2**30
@@ -174,7 +174,8 @@ def _parameters(plan: Plan) -> list[str]:
         rows.append(("of them trained", plan.trained_parameters))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {count:>15,}" for name, count in rows]
-    if not isinstance(plan.recipe, MaskedLmRecipe) and head_outputs(plan.recipe) is None:
+    unknown = head_outputs(plan.recipe) is None
+    if unknown and not isinstance(plan.recipe, MaskedLmRecipe | SequenceToSequenceRecipe):
         lines.append(f"for {UNKNOWN_OUTPUTS} labels; a label more is hidden_size + 1 parameters more")
     return lines
 
@@ -197,7 +198,7 @@ def _flops(plan: Plan) -> list[str]:
 
 
 def _memory_heading(plan: Plan) -> str:
-    train, length = plan.recipe.train, plan.recipe.data.sequence_length
+    train, length = plan.recipe.train, plan.recipe.data.row_tokens
     return (
         f"Memory of a rank in GiB ({train.precision}, {train.micro_batch_rows} rows of {length} tokens; * the recipe's)"
     )

@@ -11,6 +11,7 @@ from dstrain.recipe.rules import positions_suffice
 from dstrain.recipe.schema import CommonRecipe
 
 PATH_KEYS = ("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained")
+ENCODER_DECODER = "encoder-decoder"
 _DATASETS = "datasets://"  # a data set by its name; whether it is there is seen when it is loaded
 _PATTERN_CHARACTERS = "*?[{"
 
@@ -103,13 +104,23 @@ def _pretrained_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
             remedy = "point to a Transformers folder (`dstrain ckpt export` makes one)"
             yield ("model.pretrained",), f"has no readable config.json; {remedy}"
         return
-    if config.get("model_type") != architecture:
-        found = config.get("model_type")
-        yield ("model.architecture", "model.pretrained"), f"but model.pretrained holds a {found} model; use {found}"
+    found = config.get("model_type")
+    if found not in origins(architecture):
+        pair = architecture == ENCODER_DECODER
+        remedy = f"give a folder with {' or '.join(origins(architecture))}" if pair else f"use {found}"
+        yield ("model.architecture", "model.pretrained"), f"but model.pretrained holds a {found} model; {remedy}"
         return
-    length, positions = known.get("data.sequence_length"), config.get("max_position_embeddings")
-    if isinstance(length, int) and isinstance(positions, int):
-        source = "the pretrained model's max_position_embeddings"
-        sentence = positions_suffice(length, positions, architecture, source)
-        if sentence is not None:
-            yield ("data.sequence_length", "model.pretrained"), sentence
+    whole = found == ENCODER_DECODER
+    for key, side in (("data.sequence_length", "encoder"), ("data.target_length", "decoder")):
+        stack = config.get(side) if whole else config
+        length, positions = known.get(key), stack.get("max_position_embeddings") if isinstance(stack, dict) else None
+        if isinstance(stack, dict) and isinstance(length, int) and isinstance(positions, int):
+            source = "the pretrained model's max_position_embeddings"
+            sentence = positions_suffice(length, positions, str(stack.get("model_type")), source)
+            if sentence is not None:
+                yield (key, "model.pretrained"), sentence
+
+
+def origins(architecture: str) -> tuple[str, ...]:
+    """Return the kinds of pretrained model that an architecture starts from; a pair of encoders from one, or a pair."""
+    return ("bert", "roberta", ENCODER_DECODER) if architecture == ENCODER_DECODER else (architecture,)

@@ -12,6 +12,7 @@ from dstrain.recipe.schema import (
     QuestionAnsweringRecipe,
     RetrievalRecipe,
     Section,
+    SequenceToSequenceRecipe,
     TokenClassificationRecipe,
 )
 
@@ -21,6 +22,7 @@ RECIPES: tuple[type[CommonRecipe], ...] = (
     TokenClassificationRecipe,
     QuestionAnsweringRecipe,
     RetrievalRecipe,
+    SequenceToSequenceRecipe,
 )
 
 

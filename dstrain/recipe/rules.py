@@ -107,8 +107,8 @@ def _weights_need_labels(weights: str, target: str) -> Verdict:
     return None
 
 
-@rule("loss.label_smoothing", "data.target")
-def _smoothing_needs_one_label(smoothing: float, target: str) -> Verdict:
+@rule("loss.label_smoothing", "data.target", "data.label_field")
+def _smoothing_needs_one_label(smoothing: float, target: str, _field: str) -> Verdict:
     if smoothing and target != "label":
         return f"needs one label a text, and data.target={target}; use 0"
     return "leaves nothing of the labels; use less than 1, as in 0.1" if smoothing >= 1 else None
@@ -145,6 +145,26 @@ def _pattern_has_a_group(pattern: str | None) -> Verdict:
     except re.error as error:
         return f"is not a regular expression ({error}); correct it"
     return None if groups else "has no group that holds the token; put it in brackets, as in (.)[0-9]+"
+
+
+@rule("model.frozen_layers", "data.target_length")
+def _pairs_have_no_frozen_layers(frozen_layers: int, _length: int) -> Verdict:
+    return "is for encoders, and this model has a decoder; use 0" if frozen_layers else None
+
+
+@rule("model.lora", "data.target_length")
+def _pairs_have_no_adapters(lora: Mapping[str, Any] | None, _length: int) -> Verdict:
+    return "is for encoders, and this model has a decoder; delete it, or set it to null" if lora is not None else None
+
+
+@rule("loss.label_smoothing", "data.target_length")
+def _smoothing_leaves_the_target(smoothing: float, _length: int) -> Verdict:
+    return "leaves nothing of the targets; use less than 1, as in 0.1" if smoothing >= 1 else None
+
+
+@rule("data.source_field", "data.target_field")
+def _source_is_not_target(source: str, target: str) -> Verdict:
+    return "is data.target_field too; name two different fields" if source == target else None
 
 
 @rule("data.labels", "data.target")
@@ -233,6 +253,29 @@ def _heads_divide_hidden_size(hidden_size: int, heads: int) -> Verdict:
     return None
 
 
+@rule("model.config.d_model", "model.config.encoder_attention_heads")
+def _encoder_heads_divide(d_model: int, heads: int) -> Verdict:
+    if d_model % heads:
+        choice = nearest_multiples(d_model, heads)
+        return f"is not a multiple of model.config.encoder_attention_heads={heads}; use {choice}"
+    return None
+
+
+@rule("model.config.d_model", "model.config.decoder_attention_heads")
+def _decoder_heads_divide(d_model: int, heads: int) -> Verdict:
+    if d_model % heads:
+        choice = nearest_multiples(d_model, heads)
+        return f"is not a multiple of model.config.decoder_attention_heads={heads}; use {choice}"
+    return None
+
+
+@rule("model.decoder_layers", "model.config.num_hidden_layers")
+def _decoder_layers_are_there(decoder_layers: int | None, layers: int) -> Verdict:
+    if decoder_layers is not None and decoder_layers > layers:
+        return f"is more than model.config.num_hidden_layers={layers}; use at most {layers}"
+    return None
+
+
 @rule("model.config.hidden_size", "model.config.num_attention_heads", "model.config.global_rope_theta")
 def _rotary_pairs(hidden_size: int, heads: int, _theta: float) -> Verdict:
     if hidden_size % heads == 0 and hidden_size // heads % 2:
@@ -244,6 +287,11 @@ def _rotary_pairs(hidden_size: int, heads: int, _theta: float) -> Verdict:
 @rule("data.sequence_length", "model.config.max_position_embeddings", "model.architecture")
 def _positions_suffice(sequence_length: int, positions: int, architecture: str) -> Verdict:
     return positions_suffice(sequence_length, positions, architecture, "model.config.max_position_embeddings")
+
+
+@rule("data.target_length", "model.config.max_position_embeddings", "model.architecture")
+def _target_positions_suffice(target_length: int, positions: int, architecture: str) -> Verdict:
+    return positions_suffice(target_length, positions, architecture, "model.config.max_position_embeddings")
 
 
 def positions_suffice(sequence_length: int, positions: int, architecture: str, source: str) -> Verdict:

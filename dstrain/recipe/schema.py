@@ -75,6 +75,50 @@ class ModernBertConfig(Section):
     local_rope_theta: PositiveFloat = 10000.0
 
 
+class T5Config(Section):
+    """Keys of Transformers' T5Config that shape the model. Defaults are T5-small's; null takes num_layers."""
+
+    vocab_size: PositiveInt = 32128
+    d_model: PositiveInt = 512
+    d_kv: PositiveInt = 64
+    d_ff: PositiveInt = 2048
+    num_layers: PositiveInt = 6
+    num_decoder_layers: PositiveInt | None = None
+    num_heads: PositiveInt = 8
+    relative_attention_num_buckets: PositiveInt = 32
+    relative_attention_max_distance: PositiveInt = 128
+    dropout_rate: Fraction = 0.1
+    layer_norm_epsilon: PositiveFloat = 1e-6
+    initializer_factor: PositiveFloat = 1.0
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+
+
+class BartConfig(Section):
+    """Keys of Transformers' BartConfig that shape the model. Defaults are BART-large's."""
+
+    vocab_size: PositiveInt = 50265
+    max_position_embeddings: PositiveInt = 1024
+    d_model: PositiveInt = 1024
+    encoder_layers: PositiveInt = 12
+    encoder_attention_heads: PositiveInt = 16
+    encoder_ffn_dim: PositiveInt = 4096
+    decoder_layers: PositiveInt = 12
+    decoder_attention_heads: PositiveInt = 16
+    decoder_ffn_dim: PositiveInt = 4096
+    activation_function: Literal["gelu", "gelu_new", "relu", "silu"] = "gelu"
+    dropout: Fraction = 0.1
+    attention_dropout: Fraction = 0.0
+    activation_dropout: Fraction = 0.0
+    init_std: PositiveFloat = 0.02
+    scale_embedding: bool = False
+
+
+class MarianConfig(BartConfig):
+    """The same keys with MarianMT's defaults. Positions are sines, which are not trained."""
+
+    vocab_size: PositiveInt = 58101
+
+
 class Lora(Section):
     """Low-rank adapters (Hu et al. 2022), through peft: the encoder is frozen, its adapters and the head are trained.
 
@@ -96,7 +140,7 @@ class _ModelKeys(Section):
     """
 
     architecture: str
-    config: BertConfig | ModernBertConfig | None = None
+    config: BertConfig | ModernBertConfig | T5Config | BartConfig | None = None
     pretrained: str | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     frozen_layers: NonNegativeInt = 0
@@ -126,7 +170,43 @@ class ModernBertModel(_ModelKeys):
     config: ModernBertConfig | None = None
 
 
+class T5Model(_ModelKeys):
+    """T5 (Raffel et al. 2020)."""
+
+    architecture: Literal["t5"]
+    config: T5Config | None = None
+
+
+class BartModel(_ModelKeys):
+    """BART (Lewis et al. 2020)."""
+
+    architecture: Literal["bart"]
+    config: BartConfig | None = None
+
+
+class MarianModel(_ModelKeys):
+    """MarianMT (Junczys-Dowmunt et al. 2018; Vaswani et al. 2017)."""
+
+    architecture: Literal["marian"]
+    config: MarianConfig | None = None
+
+
+class EncoderDecoderModel(_ModelKeys):
+    """A BERT or RoBERTa on both sides (Rothe et al. 2020), the decoder with causal and cross attention.
+
+    `pretrained` is such an encoder, of which both sides start (cross attention is new), or a whole such model;
+    `config` is BERT's, for both. The decoder has the first `decoder_layers` of the encoder's layers; null: all.
+    """
+
+    architecture: Literal["encoder-decoder"]
+    config: BertConfig | None = None
+    decoder_layers: PositiveInt | None = None
+
+
 Model = Annotated[BertModel | RobertaModel | ModernBertModel, Field(discriminator="architecture")]
+TextToTextModel = Annotated[
+    T5Model | BartModel | MarianModel | EncoderDecoderModel, Field(discriminator="architecture")
+]
 
 
 # ---------------------------------------------------------------- data
@@ -159,6 +239,11 @@ class MaskedLmData(Section):
     prefetch_steps: NonNegativeInt = 4
     skip_rows: tuple[RowRange, ...] = ()
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row."""
+        return self.sequence_length
+
 
 class ExampleData(Section):
     """Examples to fine-tune on: files of `format` (by default as their names say), or datasets://NAME[:CONFIG]#SPLIT.
@@ -184,6 +269,11 @@ class ExampleData(Section):
     length_groups: PositiveInt = 50
     seed: NonNegativeInt = 0
     skip_rows: tuple[RowRange, ...] = ()
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row."""
+        return self.sequence_length
 
 
 class ClassificationData(ExampleData):
@@ -268,6 +358,28 @@ class RetrievalData(ExampleData):
     title_field: str | None = None
     negatives: NonNegativeInt = 4
     query_length: PositiveInt = 64
+
+
+class SequenceToSequenceData(ExampleData):
+    """Texts and what is to be written of them: fields of records, or parallel files as in train.{en,de}.gz.
+
+    `sequence_length` and `target_length` are the most tokens of a source and of a target; longer ones are cut. A
+    source may be a list of sentences, a target a list of references: training takes the first, evaluation all. `target`
+    decides the scores: BLEU and chrF of a translation, ROUGE of a summary. `language` is the target's (ISO 639-1): zh,
+    ja and th are scored by characters. `source_prefix` comes before every source, as T5 has it.
+    """
+
+    source_field: str = "source"
+    target_field: str = "target"
+    target: Literal["translation", "summary"] = "translation"
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] = "en"
+    target_length: PositiveInt
+    source_prefix: str = ""
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest source and the longest target."""
+        return self.sequence_length + self.target_length
 
 
 # ---------------------------------------------------------------- training
@@ -378,7 +490,7 @@ class CommonRecipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     task: str
-    model: Model
+    model: _ModelKeys
     tokenizer: str
     data: Section
     train: Train
@@ -396,6 +508,7 @@ class MaskedLmRecipe(CommonRecipe):
     """Masked-language-model pretraining."""
 
     task: Literal["masked_lm"]
+    model: Model
     data: MaskedLmData
 
 
@@ -410,6 +523,7 @@ class ClassificationRecipe(CommonRecipe):
     """Fine-tuning of a sequence classifier."""
 
     task: Literal["sequence_classification"]
+    model: Model
     data: ClassificationData
     loss: Loss = Loss()
 
@@ -418,6 +532,7 @@ class TokenClassificationRecipe(CommonRecipe):
     """Fine-tuning of a tagger of words: named entities and their like."""
 
     task: Literal["token_classification"]
+    model: Model
     data: TokenClassificationData
     loss: Loss = Loss()
 
@@ -426,6 +541,7 @@ class QuestionAnsweringRecipe(CommonRecipe):
     """Fine-tuning of a finder of answers in a text."""
 
     task: Literal["question_answering"]
+    model: Model
     data: QuestionAnsweringData
 
 
@@ -443,10 +559,45 @@ class RetrievalRecipe(CommonRecipe):
     """Fine-tuning of a bi-encoder: queries and documents as unit vectors, from the mean over tokens or from [CLS]."""
 
     task: Literal["retrieval"]
+    model: Model
     data: RetrievalData
     pooling: Literal["mean", "cls"] = "mean"
     loss: ContrastiveLoss = ContrastiveLoss()
 
 
-ExampleRecipe = ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe | RetrievalRecipe
-Recipe = MaskedLmRecipe | ClassificationRecipe | TokenClassificationRecipe | QuestionAnsweringRecipe | RetrievalRecipe
+class Smoothing(Section):
+    """How much of a target's probability goes to all other tokens (Szegedy et al. 2016)."""
+
+    label_smoothing: Fraction = 0.0
+
+
+class Decoding(Section):
+    """Beam search, in evaluation and by `dstrain predict`: 1 beam takes the likeliest token each time.
+
+    Scores are divided by length ** `length_penalty` (0: the short are preferred). `no_repeat_ngram`: no run of so many
+    tokens comes twice; 0 allows it.
+    """
+
+    beams: PositiveInt = 4
+    length_penalty: float = 1.0
+    no_repeat_ngram: NonNegativeInt = 0
+
+
+class SequenceToSequenceRecipe(CommonRecipe):
+    """Training of a model that writes text from text: translation and summarisation."""
+
+    task: Literal["sequence_to_sequence"]
+    model: TextToTextModel
+    data: SequenceToSequenceData
+    loss: Smoothing = Smoothing()
+    decoding: Decoding = Decoding()
+
+
+ExampleRecipe = (
+    ClassificationRecipe
+    | TokenClassificationRecipe
+    | QuestionAnsweringRecipe
+    | RetrievalRecipe
+    | SequenceToSequenceRecipe
+)
+Recipe = MaskedLmRecipe | ExampleRecipe

@@ -134,6 +134,8 @@ def _details(words: str, report: dict[str, Any], judged: list[Judged]) -> list[S
         count = report["texts_also_in_train"]
         text = f"{count:,} of these texts are in the training file too: the scores flatter."
         sections.append(Section(f"Leakage, {words}", text=text))
+    if "baselines" in report:
+        sections.append(_baselines(words, report))
     pictures = []
     labels = list(report.get("labels", {}))
     if "confusion" in report and len(labels) <= figures.LARGEST_MATRIX:
@@ -158,6 +160,15 @@ def _details(words: str, report: dict[str, Any], judged: list[Judged]) -> list[S
     note = f"The {len(rows)} that went most wrong, the most confident first."
     heading = ("line", "true", "predicted", "confidence", "text")
     return [*sections, Section(f"Worst examples, {words}", note, heading, rows)]
+
+
+def _baselines(words: str, report: dict[str, Any]) -> Section:
+    """What the model reached beside what needs no model, and how it was counted."""
+    metrics = list(next(iter(report["baselines"].values())))
+    lines = {"the model": report, **report["baselines"]}
+    rows = [(name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in lines.items()]
+    note = "; ".join(f"{name}: {signature}" for name, signature in report["signature"].items())
+    return Section(f"Beside trivial answers, {words}", note, ("", *metrics), rows)
 
 
 def _speed(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:

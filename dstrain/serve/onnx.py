@@ -107,6 +107,11 @@ def load_with_head(folder: Path) -> PreTrainedModel:
         kind = getattr(transformers, (config.architectures or ["none"])[0], None)
         if kind is None:
             raise UserError(f"{folder}/config.json names no architecture of this version of Transformers")
+        if config.is_encoder_decoder:
+            raise UserError(
+                f"{folder} holds a {config.model_type}, which writes text in many steps, and only models of one step "
+                f"become ONNX; use the Transformers folder with `dstrain predict` and `dstrain serve`"
+            )
         model: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):

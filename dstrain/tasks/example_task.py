@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,11 @@ class Row:
     targets: int = 1  # how many losses it adds
     second_start: int = 0  # where the second text begins; 0 where there is none
 
+    @property
+    def tokens(self) -> int:
+        """How long it is, as batches of like length go by."""
+        return len(self.ids)
+
 
 class Head(nn.Module):
     """A Transformers model with a head that returns the *sum* of a micro-batch's losses and the number right.
@@ -70,10 +75,11 @@ class ExampleTask(Task, Generic[E]):
 
     module: Head
     max_bad_samples = 0  # mistakes in files are found before training
+    text_to_text: ClassVar[bool] = False  # whether the model writes text
 
     def __init__(self, recipe: ExampleRecipe, runtime: Runtime) -> None:
         self._recipe, self.runtime = recipe, runtime
-        self.encoder: Encoder = load_encoder(recipe.tokenizer)
+        self.encoder: Encoder = load_encoder(recipe.tokenizer, text_to_text=self.text_to_text)
         self.splits, reader = self.read()
         self.module = self.build()
         self.model = self.module.model
@@ -82,13 +88,13 @@ class ExampleTask(Task, Generic[E]):
         self._judged: dict[str, list[dict[str, Any]]] = {}  # by split, of the last evaluation
         train = self.rows["train"]
         # Rows of different lengths: count real tokens, not those of full rows.
-        steps = total_steps(recipe, len(train) * recipe.data.sequence_length)
+        steps = total_steps(recipe, len(train) * recipe.data.row_tokens)
         assert steps is not None, "the number of rows is known"
-        tokens_per_step = round(sum(len(row.ids) for row in train) / len(train) * recipe.train.global_batch_rows)
+        tokens_per_step = round(sum(row.tokens for row in train) / len(train) * recipe.train.global_batch_rows)
         shape = shape_of_config(recipe.model.architecture, self.model.config.to_dict())
         self.totals = TaskTotals(steps, tokens_per_step, step_flops(recipe, shape).model * tokens_per_step)
         self.lanes = recipe.train.global_batch_rows
-        self._lengths = [len(row.ids) for row in train]
+        self._lengths = [row.tokens for row in train]
         self._order = lru_cache(maxsize=2)(self._draw_order)  # a step may begin in one epoch and end in the next
         self._token_types = shape.token_types > 1
         self._identity: dict[str, Any] = {
@@ -120,7 +126,8 @@ class ExampleTask(Task, Generic[E]):
 
     @abstractmethod
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """What evaluation keeps of the last forward pass: `answer_size` numbers for each of its rows."""
+        """What evaluation keeps of the last forward pass: `answer_size` numbers for each of its rows. All ranks call it
+        alike, so it may run the model again."""
 
     @abstractmethod
     def scores(self, split: str, answers: list[Answer]) -> dict[str, Any]:
@@ -212,25 +219,29 @@ class ExampleTask(Task, Generic[E]):
         return self._evaluated("test", runtime, module) if "test" in self.rows else {}
 
     def _evaluated(self, split: str, runtime: Runtime, module: nn.Module) -> dict[str, Any]:
-        """Rank k takes every world_size-th row of the split ordered by length.
+        """Rank k takes every world_size-th micro-batch of the split ordered by length.
 
-        All ranks make the same number of forward passes, which ZeRO-3 needs; where one has no row left, it repeats one
-        that does not count. The answers lie end to end in one vector, to which each rank adds its own.
+        So a row shares its batch with the same others on any number of ranks: what padding and rounding do to it is the
+        same. All ranks make the same number of forward passes, which ZeRO-3 needs; where one has no rows left, it
+        repeats one that does not count. The answers lie end to end in one vector, to which each rank adds its own.
         """
         rows = self.rows[split]
-        by_length = np.argsort([-len(row.ids) for row in rows], kind="stable")
-        mine = by_length[runtime.rank :: runtime.world_size]
+        by_length = np.argsort([-row.tokens for row in rows], kind="stable")
         micro = runtime.batch.micro_batch_rows
-        passes = -(-len(rows) // (micro * runtime.world_size))
+        batches = [by_length[start : start + micro] for start in range(0, len(rows), micro)]
+        mine = batches[runtime.rank :: runtime.world_size]
+        passes = -(-len(batches) // runtime.world_size)
         places = np.concatenate([[0], np.cumsum([row.answer_size for row in rows])])
         answers = np.zeros(int(places[-1]))
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
-        for start in range(0, passes * micro, micro):
-            chosen = mine[start : start + micro]
-            loss, _ = module(**self.inputs([rows[i] for i in chosen] or [rows[0]]))
-            if len(chosen):
+        for number in range(passes):
+            counts = number < len(mine)
+            chosen = mine[number] if counts else by_length[:1]
+            loss, _ = module(**self.inputs([rows[i] for i in chosen]))
+            found = self.answers([rows[i] for i in chosen])
+            if counts:
                 loss_sum += loss.double()
-                for index, answer in zip(chosen, self.answers([rows[i] for i in chosen]), strict=True):
+                for index, answer in zip(chosen, found, strict=True):
                     answers[places[index] : places[index + 1]] = answer
         (loss_total,) = runtime.all_reduce_sum_float([loss_sum.item()])
         summed = runtime.all_reduce_sum_float(answers)
@@ -265,7 +276,7 @@ class ExampleTask(Task, Generic[E]):
     # ------------------------------------------------------------ export
 
     @staticmethod
-    def save_extras(recipe: ExampleRecipe, folder: Path) -> None:
+    def save_extras(recipe: Any, folder: Path) -> None:
         """The tokenizer, cutting texts where training did, and what prediction needs of the recipe.
 
         The labels are in the model's own config.

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -23,14 +24,21 @@ from dstrain.recipe.schema import QuestionAnsweringData, TokenClassificationData
 from dstrain.tasks.batching import Ids, encoded, encoded_pairs, padded
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.question_answering import QuestionAnswering
+from dstrain.tasks.sequence_to_sequence import source_ids
 from dstrain.tasks.spans import NO_SPAN, best_spans, merged, span_rows
 from dstrain.tasks.tags import OUTSIDE, entities, pieces_of_spans, pieces_of_words
+from dstrain.tasks.text_pairs import written
 
+TEXT_TO_TEXT = "sequence_to_sequence"
 GRAPH = "model.onnx"  # in a folder that `dstrain export --onnx` wrote
+ENDLESS = 2**31 - 1  # T5's positions are relative
 HEADS = {
     "ForSequenceClassification": ("sequence_classification", AutoModelForSequenceClassification),
     "ForTokenClassification": ("token_classification", AutoModelForTokenClassification),
     "ForQuestionAnswering": ("question_answering", AutoModelForQuestionAnswering),
+    **dict.fromkeys(
+        ("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), (TEXT_TO_TEXT, AutoModelForSeq2SeqLM)
+    ),
 }
 
 
@@ -94,10 +102,11 @@ def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
         if (folder / GRAPH).is_file():
             raise UserError(f"{folder} is an ONNX graph of fixed precision; use fp32, or the Transformers folder")
         loaded.model.bfloat16()
-    kinds: dict[str, type[TextClassifier] | type[TokenTagger] | type[AnswerFinder]] = {
+    kinds: dict[str, type[TextClassifier | TokenTagger | AnswerFinder | TextWriter]] = {
         "sequence_classification": TextClassifier,
         "token_classification": TokenTagger,
         "question_answering": AnswerFinder,
+        TEXT_TO_TEXT: TextWriter,
     }
     return kinds[loaded.task](loaded)
 
@@ -267,6 +276,33 @@ class AnswerFinder:
         return (empty if nothing else ranked[0]) | {"n_best": ranked}
 
 
+class TextWriter:
+    """A translation or a summary of a text."""
+
+    tokens_field: str | None = None
+
+    def __init__(self, loaded: Loaded) -> None:
+        """`loaded`: a model that writes text; how it searches is in the folder's generation_config.json."""
+        self._loaded, self._prefix = loaded, str(loaded.data.get("source_prefix", ""))
+        self.fields: tuple[str, ...] = (loaded.data.get("source_field", "text"),)
+        self._field = str(loaded.data.get("target_field", "written"))
+
+    @torch.inference_mode()
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        """See `Predictor`: the text, under the name of training's targets. Texts of like length share a batch."""
+        loaded = self._loaded
+        rows = source_ids(loaded.encoder, [text for (text,) in values], self._prefix, loaded.length)
+        by_length = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+        texts = [""] * len(rows)
+        for start in range(0, len(rows), batch_rows):
+            chosen = by_length[start : start + batch_rows]
+            inputs = padded([rows[number] for number in chosen], loaded.encoder.pad_id, loaded.length)
+            found = loaded.model.generate(**inputs)[:, 1:].numpy()
+            for number, ids in zip(chosen, found, strict=True):
+                texts[number] = written(loaded.encoder, ids)
+        return [{self._field: text} for text in texts]
+
+
 # ---------------------------------------------------------------- folders
 
 
@@ -311,13 +347,15 @@ def load(folder: Path) -> Loaded:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
-    return Loaded(task, model, load_encoder(folder), longest_text(folder, model), _settings(folder))
+    encoder = load_encoder(folder, text_to_text=task == TEXT_TO_TEXT)
+    return Loaded(task, model, encoder, longest_text(folder, model), _settings(folder))
 
 
 def longest_text(folder: Path, model: Any) -> int:
     """Tokens of the longest text that the model takes: as training cut them, and no more than it has positions."""
-    positions = int(model.config.max_position_embeddings)
-    if model.config.model_type == "roberta":
+    reads = getattr(model.config, "encoder", model.config)  # of a pair, the side that reads
+    positions = int(getattr(reads, "max_position_embeddings", ENDLESS))
+    if reads.model_type == "roberta":
         positions -= 2  # its positions start at 2
     try:
         trained = json.loads((folder / "tokenizer_config.json").read_bytes()).get("model_max_length")

@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from dstrain.data.counter_rng import stream_key
 from dstrain.errors import RecipeError
-from dstrain.model.shape import ModelShape
+from dstrain.model.shape import AnyShape
 from dstrain.plan import step_flops, total_steps
 from dstrain.recipe.schema import (
     MaskedLmRecipe,
     QuestionAnsweringRecipe,
     Recipe,
     RetrievalRecipe,
+    SequenceToSequenceRecipe,
     TokenClassificationRecipe,
 )
 from dstrain.train.runtime import Runtime
@@ -82,7 +83,7 @@ class TaskTotals:
     flops_per_step: float
 
     @classmethod
-    def of(cls, recipe: Recipe, shape: ModelShape, corpus_tokens: int | None) -> Self:
+    def of(cls, recipe: Recipe, shape: AnyShape, corpus_tokens: int | None) -> Self:
         """From the recipe's arithmetic. Raises RecipeError where the length is in epochs of an unknown size."""
         steps = total_steps(recipe, corpus_tokens)
         if steps is None:
@@ -90,7 +91,7 @@ class TaskTotals:
                 f"train.epochs={recipe.train.epochs}, but nobody counted the corpus's tokens; give train.steps or "
                 f"train.tokens, or make token shards with `dstrain shards build --tokenizer`"
             )
-        tokens = recipe.train.global_batch_rows * recipe.data.sequence_length
+        tokens = recipe.train.global_batch_rows * recipe.data.row_tokens
         return cls(steps, tokens, step_flops(recipe, shape).model * tokens)
 
 
@@ -112,6 +113,10 @@ def task_class(recipe: Recipe) -> type["Task"]:
         from dstrain.tasks.retrieval import Retrieval
 
         return Retrieval
+    if isinstance(recipe, SequenceToSequenceRecipe):
+        from dstrain.tasks.sequence_to_sequence import SequenceToSequence
+
+        return SequenceToSequence
     from dstrain.tasks.sequence_classification import SequenceClassification
 
     return SequenceClassification
@@ -215,6 +220,11 @@ class Task(ABC):
         """The logits (rows, …) of what an exported model returns, in the form of `training_logits`."""
         logits: Tensor = outputs.logits
         return logits
+
+    @classmethod
+    def logits_alone(cls, model: PreTrainedModel, document: Tensor) -> Tensor:
+        """The logits of one document, int64 (tokens,), from an exported model, in the form of `training_logits`."""
+        return cls.logits_of(model(input_ids=document[None]))[0]
 
     @staticmethod
     @abstractmethod

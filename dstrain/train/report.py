@@ -14,6 +14,7 @@ from typing import Any
 from dstrain.checkpoint.manifest import MANIFEST, committed, step_of
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch.verdict import RankFailure
+from dstrain.model.pair_shape import PairShape
 from dstrain.model.shape import model_shape
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
@@ -148,7 +149,8 @@ def _settings(recipe: Recipe) -> dict[str, str]:
     model, train, optimizer = recipe.model, recipe.train, recipe.optimizer
     try:
         shape = model_shape(model)
-        size = f", {shape.layers} layers × {shape.hidden_size}, {shape.heads} heads"
+        layers = f"{shape.layers} + {shape.decoder_layers}" if isinstance(shape, PairShape) else f"{shape.layers}"
+        size = f", {layers} layers × {shape.hidden_size}, {shape.heads} heads"
     except UserError:
         size = ""  # the pretrained folder has gone since
     offload = "".join(
@@ -161,7 +163,7 @@ def _settings(recipe: Recipe) -> dict[str, str]:
         "model": f"{model.architecture}{size}",
         "weights": f"pretrained: {_shown(model.pretrained)}" if model.pretrained else f"random, seed {train.seed}",
         "data": _shown(recipe.data.train),
-        "batch": f"{train.global_batch_rows} rows × {recipe.data.sequence_length} tokens",
+        "batch": f"{train.global_batch_rows} rows × {recipe.data.row_tokens} tokens",
         "optimizer": f"{optimizer.name}, {optimizer.learning_rate:g} {recipe.schedule.name}",
         "numerics": f"{train.precision}, ZeRO-{train.zero.stage}{offload}"
         + (", activation checkpointing" if model.activation_checkpointing else ""),
