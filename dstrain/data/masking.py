@@ -1,12 +1,17 @@
 """Which tokens of a row are predicted, and what the model sees instead: a pure function of (seed, row number, row).
 
 Each position of a row draws a number; the `K` positions with the smallest draws are masked. Special tokens take no
-part. A second draw for each masked token decides, as in BERT (Devlin et al. 2019, section 3.1), whether the model
-sees the mask token, a random token or the token itself. Both draws are keyed by seed and row number only, so no rank,
-worker or restart can change a mask, and every epoch has new ones since its rows have new numbers.
+part. With `unit: word` or `span`, the pieces of a word, or the words of a span, share the draw of the first of them,
+and so are masked together; the last unit is cut where `K` is reached. A row is cut into spans at random, after each
+word with the same probability: their lengths are geometric, with SpanBERT's mean (Joshi et al. 2020, section 3.1).
+
+A second draw for each masked token decides, as in BERT (Devlin et al. 2019, section 3.1), whether the model sees the
+mask token, a random token or the token itself. All draws are keyed by seed and row number only, so no rank, worker or
+restart can change a mask, and every epoch has new ones since its rows have new numbers.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +20,11 @@ from dstrain.data.counter_rng import Uint64Array, draws, stream_key
 
 NO_LABEL = -100  # what torch.nn.functional.cross_entropy ignores by default
 FIRST_REPLACEMENT = 1 << 32  # counter of the draw for a row's first masked token; counters below it choose the tokens
+FIRST_SPAN = 1 << 33  # counter of the draws that say whether a span begins
 NEVER = np.uint32(0xFFFFFFFF)
+MEAN_SPAN_WORDS = 3.8  # SpanBERT's
+
+Unit = Literal["token", "word", "span"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Masker:
     """Masks batches of rows in place.
 
     `rate` is the share of a row's positions that is predicted; `replace` the shares of those that the model sees as
-    (mask token, random token, itself). `purpose` keeps the masks of training and validation apart.
+    (mask token, random token, itself). `purpose` keeps the masks of training and validation apart. `continuing_ids` are
+    the pieces that go on with a word, which units longer than a token need.
     """
 
     def __init__(
@@ -47,6 +57,8 @@ class Masker:
         replace: tuple[float, float, float],
         seed: int,
         purpose: str,
+        unit: Unit = "token",
+        continuing_ids: NDArray[np.int64] | None = None,
     ) -> None:
         self.masked_per_row = masked_per_row(rate, sequence_length)
         self._key = stream_key(seed, purpose, "mask")
@@ -57,6 +69,13 @@ class Masker:
         # All bits set for a special id: or-ed into its score, it sorts behind every candidate.
         self._exclusion = np.zeros(vocabulary.size, np.uint32)
         self._exclusion[special] = NEVER
+        self._unit = unit
+        self._continues = np.zeros(vocabulary.size, np.bool_)
+        if unit != "token":
+            assert continuing_ids is not None, f"{unit}s of a vocabulary whose words are not known"
+            self._continues[continuing_ids] = True
+            self._continues[special] = False
+        self._span_counters = np.arange(sequence_length, dtype=np.uint64) + np.uint64(FIRST_SPAN)
         self._sequence_length = sequence_length
         self._positions = np.arange(sequence_length, dtype=np.uint32)
         self._position_bits = np.uint32((1 << sequence_length.bit_length()) - 1)
@@ -81,14 +100,27 @@ class Masker:
         """Increasing positions (rows, masked per row); `sequence_length` stands where a row has too few candidates."""
         # Two positions share the halves of a draw. The position replaces a score's lowest bits: so ties are impossible,
         # and it can be read back. Partitioning 32-bit numbers is seven times faster than 64-bit ones.
-        halves = draws(row_keys, self._choice_counters).view(np.uint32)
-        scores = halves[:, : self._sequence_length] & ~self._position_bits  # (rows, tokens)
+        halves = draws(row_keys, self._choice_counters).view(np.uint32)[:, : self._sequence_length]
+        if self._unit != "token":
+            halves = np.take_along_axis(halves, self._unit_starts(ids, row_keys), axis=1)
+        scores = halves & ~self._position_bits  # (rows, tokens)
         scores |= self._positions
         scores |= self._exclusion.take(ids)
         smallest = np.partition(scores, self.masked_per_row - 1, axis=1)[:, : self.masked_per_row]
         chosen = smallest & self._position_bits
         chosen.sort(axis=1)
         return np.minimum(chosen.astype(np.int64), self._sequence_length)  # an excluded token reads back as all ones
+
+    def _unit_starts(self, ids: NDArray[np.int32], row_keys: Uint64Array) -> NDArray[np.int64]:
+        """(rows, tokens): where the word or span that a token is of begins. Special tokens stand between units."""
+        special = self._exclusion.take(ids) != 0
+        begins = ~self._continues.take(ids)
+        if self._unit == "span":
+            begins &= draws(row_keys, self._span_counters) < np.uint64(2**64 / MEAN_SPAN_WORDS)
+        begins |= special
+        begins[:, 1:] |= special[:, :-1]
+        begins[:, 0] = True
+        return np.maximum.accumulate(np.where(begins, self._positions.astype(np.int64), 0), axis=1)
 
     def _replace(
         self, ids: NDArray[np.int32], row_keys: Uint64Array, chosen: NDArray[np.int64]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dstrain.data.lane import Lane
-from dstrain.data.masking import Masker, Vocabulary, masked_per_row
+from dstrain.data.masking import Masker, Unit, Vocabulary, masked_per_row
 from dstrain.data.order import Order
 from dstrain.data.packing import pack
 from dstrain.data.rows import Records, StepBuffer, StepShape
@@ -50,6 +50,7 @@ class StreamSpec:
     text_field: str = DEFAULT_TEXT_FIELD
     on_bad_sample: Literal["stop", "skip"] = "stop"
     purpose: Purpose = "train"
+    masking_unit: Unit = "token"
 
     @classmethod
     def from_recipe(cls, recipe: "MaskedLmRecipe", purpose: Purpose) -> Self:
@@ -70,6 +71,7 @@ class StreamSpec:
             text_field=data.text_field,
             on_bad_sample=data.on_bad_sample,
             purpose=purpose,
+            masking_unit=data.masking.unit,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -126,8 +128,16 @@ class RankRows:
         _keep_freed_memory()
         self._rows_per_lane = self.shape.rows // self.shape.lanes
         self._lanes_at_once = max(1, CACHED_TOKENS // (self._rows_per_lane * spec.sequence_length))
+        assert spec.masking_unit == "token" or encoder, "a vocabulary alone does not know words"
         self._masker = Masker(
-            vocabulary, spec.sequence_length, spec.masking_rate, spec.masking_replace, spec.seed, spec.purpose
+            vocabulary,
+            spec.sequence_length,
+            spec.masking_rate,
+            spec.masking_replace,
+            spec.seed,
+            spec.purpose,
+            spec.masking_unit,
+            encoder.continuing_ids() if encoder and spec.masking_unit != "token" else None,
         )
 
     def make(self, step: int, buffer: StepBuffer) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from dstrain.errors import CorpusError
 ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 FIRST_AND_LAST = (("cls_token", "bos_token"), ("sep_token", "eos_token"))  # around every document, by preference
 BATCH_TEXTS = 1024
+WORD_BEGINNINGS = ("Ġ", "Ċ", "ĉ", "č", "▁")  # blanks, as byte-level BPE and SentencePiece write them
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,25 @@ class Encoder:
     def decode(self, ids: NDArray[np.integer]) -> str:
         """The text of ids, specials shown."""
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+    def continuing_ids(self) -> NDArray[np.int64]:
+        """The pieces that go on with the word of the piece before: `##ing` in WordPiece, no space in front elsewhere.
+
+        Raises CorpusError where the pieces do not show it.
+        """
+        pieces = self.tokenizer.get_vocab(with_added_tokens=False)
+        model = json.loads(self.tokenizer.to_str())["model"]
+        prefix = model.get("continuing_subword_prefix")
+        if model["type"] == "WordPiece" and prefix:
+            found = [number for piece, number in pieces.items() if piece.startswith(prefix)]
+        elif any(piece.startswith(WORD_BEGINNINGS) for piece in pieces):
+            found = [number for piece, number in pieces.items() if not piece.startswith(WORD_BEGINNINGS)]
+        else:
+            raise CorpusError(
+                "data.masking.unit: this tokenizer's pieces do not show where a word begins (neither ## nor a space); "
+                "use token"
+            )
+        return np.array(sorted(found), np.int64)
 
     def _document(self, ids: list[int]) -> NDArray[np.int32]:
         return np.array([*self.begin, *ids, self.sep_id] if ids else [], np.int32)

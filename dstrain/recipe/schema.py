@@ -213,10 +213,13 @@ TextToTextModel = Annotated[
 
 
 class Masking(Section):
-    """Which tokens are predicted. `replace`: their shares of [mask, random, kept], as in BERT (Devlin et al. 2019)."""
+    """Which tokens are predicted. `replace`: their shares of [mask, random, kept], as in BERT (Devlin et al. 2019).
+
+    `unit`: single tokens, whole words, or spans of words (SpanBERT; Joshi et al. 2020); as many per row.
+    """
 
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    unit: Literal["token"] = "token"
+    unit: Literal["token", "word", "span"] = "token"
     replace: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
 
 

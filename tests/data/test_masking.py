@@ -4,10 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dstrain.data.masking import NO_LABEL, Masker, Vocabulary, masked_per_row
+from dstrain.data.masking import MEAN_SPAN_WORDS, NO_LABEL, Masker, Unit, Vocabulary, masked_per_row
 
 VOCABULARY = Vocabulary(size=1000, mask_id=4, special_ids=(0, 1, 2, 3, 4, 999))
 BERT = (0.8, 0.1, 0.1)
+CONTINUING = np.arange(600, 999)  # pieces that go on with a word
 
 Masked = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
@@ -19,9 +20,10 @@ def mask(
     replace: tuple[float, float, float] = BERT,
     seed: int = 0,
     purpose: str = "train",
+    unit: Unit = "token",
 ) -> Masked:
     """Inputs, positions and labels."""
-    masker = Masker(VOCABULARY, ids.shape[1], rate, replace, seed, purpose)
+    masker = Masker(VOCABULARY, ids.shape[1], rate, replace, seed, purpose, unit, CONTINUING)
     inputs = ids.copy()
     positions, labels = masker.mask(inputs, row_numbers)
     return inputs, positions, labels
@@ -38,12 +40,13 @@ def ordinary_rows(rows: int, tokens: int) -> NDArray[np.int32]:
     rate=st.floats(0.01, 0.99),
     special_share=st.floats(0, 1),
     seed=st.integers(0, 2**40),
+    unit=st.sampled_from(["token", "word", "span"]),
 )
-def test_every_rule_of_a_row(rows: int, tokens: int, rate: float, special_share: float, seed: int) -> None:
+def test_every_rule_of_a_row(rows: int, tokens: int, rate: float, special_share: float, seed: int, unit: Unit) -> None:
     rng = np.random.default_rng(seed)
     ids = rng.integers(5, 999, (rows, tokens), dtype=np.int32)
     ids[rng.random((rows, tokens)) < special_share] = 2
-    inputs, positions, labels = mask(ids, np.arange(rows) + seed, rate, seed=seed)
+    inputs, positions, labels = mask(ids, np.arange(rows) + seed, rate, seed=seed, unit=unit)
     wanted = masked_per_row(rate, tokens)
     assert positions.shape == labels.shape == (rows, wanted)
     for row in range(rows):
@@ -114,3 +117,61 @@ def test_random_tokens_are_uniform_over_the_ordinary_vocabulary() -> None:
     assert counts[[0, 1, 2, 3, 4, 999]].sum() == 0
     expected = drawn.size / 994
     assert ((counts[5:999] - expected) ** 2 / expected).sum() < 1216
+
+
+# ---------------------------------------------------------------- words and spans
+
+
+def words_of(row: NDArray[np.int32]) -> list[list[int]]:
+    """Positions of each word of a row, by the plain rule."""
+    words: list[list[int]] = []
+    for place, token in enumerate(row.tolist()):
+        if token in VOCABULARY.special_ids:
+            continue
+        goes_on = place > 0 and token in CONTINUING and int(row[place - 1]) not in VOCABULARY.special_ids
+        if goes_on:
+            words[-1].append(place)
+        else:
+            words.append([place])
+    return words
+
+
+@settings(deadline=None, max_examples=40)
+@given(tokens=st.integers(1, 65), rate=st.floats(0.05, 0.9), seed=st.integers(0, 2**40), special=st.floats(0, 0.5))
+def test_words_are_masked_whole_but_for_one_that_is_cut(tokens: int, rate: float, seed: int, special: float) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 999, (8, tokens), dtype=np.int32)
+    ids[rng.random(ids.shape) < special] = 2
+    _, positions, labels = mask(ids, np.arange(8), rate, seed=seed, unit="word")
+    for row in range(8):
+        masked = set(positions[row, labels[row] != NO_LABEL].tolist())
+        cut = [word for word in words_of(ids[row]) if 0 < len(masked & set(word)) < len(word)]
+        assert len(cut) <= 1
+        for word in cut:
+            assert masked & set(word) == set(word[: len(masked & set(word))]), "its first pieces"
+
+
+def test_long_and_short_words_are_masked_alike() -> None:
+    """As many of the tokens of words of one piece as of words of three, but for the one word of a row that is cut."""
+    pattern = [10, 20, 700, 701]
+    ids = np.tile(np.array(pattern * 128, np.int32), (1000, 1))
+    _, positions, labels = mask(ids, np.arange(1000), rate=0.3, unit="word")
+    kinds = np.bincount(positions[labels != NO_LABEL] % 4, minlength=4) / (1000 * 128)
+    assert np.abs(kinds - 0.3).max() < 0.012
+    assert kinds[1] >= kinds[2] >= kinds[3], "a word that is cut loses its last pieces"
+
+
+def test_spans_are_as_long_as_spanberts() -> None:
+    """Words between the beginnings of two neighbouring spans, over rows of words of one piece: geometric."""
+    masker = Masker(VOCABULARY, 512, 0.15, BERT, 0, "train", "span", CONTINUING)
+    ids = np.random.default_rng(1).integers(5, 600, (400, 512), dtype=np.int32)
+    from dstrain.data.counter_rng import draws, stream_key
+
+    starts = masker._unit_starts(ids, draws(stream_key(0, "x"), np.arange(400, dtype=np.uint64))[:, None])
+    lengths = np.concatenate([np.diff(np.unique(row)) for row in starts])
+    assert abs(lengths.mean() - MEAN_SPAN_WORDS) < 6 * np.sqrt(MEAN_SPAN_WORDS * (MEAN_SPAN_WORDS - 1) / len(lengths))
+    assert abs((lengths == 1).mean() - 1 / MEAN_SPAN_WORDS) < 0.01
+    _, positions, _ = mask(ids, np.arange(400), unit="span")
+    neighbours = (np.diff(positions, axis=1) == 1).mean()
+    alone = (np.diff(mask(ids, np.arange(400))[1], axis=1) == 1).mean()
+    assert neighbours > 3 * alone

@@ -46,9 +46,11 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StreamSpec:
 
 @pytest.fixture(scope="module")
 def text_spec(tmp_path_factory: pytest.TempPathFactory) -> StreamSpec:
+    """Text shards, of which spans of words are masked."""
     folder = tmp_path_factory.mktemp("texts")
     write_text_shards(folder / "shards", sentences(60), shard_bytes=20_000)
-    return stream_spec(folder / "shards", None, tokenizer=str(write_small_tokenizer(folder / "tokenizer")))
+    tokenizer = str(write_small_tokenizer(folder / "tokenizer"))
+    return stream_spec(folder / "shards", None, tokenizer=tokenizer, masking_unit="span")
 
 
 def test_rows_are_the_same_for_every_world_size(spec: StreamSpec, text_spec: StreamSpec) -> None:

@@ -18,6 +18,22 @@ def test_a_document_stands_between_cls_and_sep(tmp_path: Path) -> None:
     assert encoder.decode(encoder.encode("the dog")) == "[CLS] the dog [SEP]"
 
 
+def test_pieces_that_go_on_with_a_word(tmp_path: Path) -> None:
+    assert load_encoder(write_small_tokenizer(tmp_path)).continuing_ids().tolist() == [13], "##s"
+    path = tmp_path / "tokenizer.json"
+    names = ["[PAD]", "[MASK]", "[CLS]", "[SEP]", "Ġa", "b", "Ġ", "Ċ", "c"]
+    pieces = {name: number for number, name in enumerate(names)}
+    content = json.loads(path.read_text()) | {"model": {"type": "BPE", "vocab": pieces, "merges": []}}
+    path.write_text(json.dumps(content))
+    encoder = load_encoder(tmp_path)
+    special = encoder.vocabulary.special_ids
+    assert [number for number in encoder.continuing_ids().tolist() if number not in special] == [5, 8], "b and c"
+    content["model"]["vocab"] = {piece.translate({ord("Ġ"): "x", ord("Ċ"): "y"}): n for piece, n in pieces.items()}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CorpusError, match=r"data\.masking\.unit: .* use token"):
+        load_encoder(tmp_path).continuing_ids()
+
+
 def test_roberta_roles(tmp_path: Path) -> None:
     encoder = load_encoder(write_small_tokenizer(tmp_path, cls="<s>", sep="</s>", mask="<mask>"))
     assert encoder.encode("dog").tolist() == [2, 8, 3]
