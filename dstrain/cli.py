@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _eval(commands)
     _predict(commands)
     _threshold(commands)
+    _monitor(commands)
     _export(commands)
     _serve(commands)
     _sweep(commands)
@@ -367,6 +368,29 @@ def _threshold(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
     command.add_argument("--label-field", metavar="KEY", help="column or key of the label (default: the recipe's)")
     command.add_argument("--dry-run", action="store_true", help="only say it; do not write it beside the model")
+    _json(command)
+
+
+def _monitor(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    text = "classify a stream of lines, and say when the negative ones surge: sliding windows by topic"
+    command = _add(commands, "monitor", "dstrain.tasks.monitor:monitor_command", text)
+    command.add_argument("model", metavar="MODEL", help="an exported model's folder, or a run's")
+    command.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="lines or JSONL (default: standard input)"
+    )
+    command.add_argument("--negative", metavar="LABEL", help="the label that counts (default: negative or neg)")
+    command.add_argument("--topics", metavar="FILE", help="a topic a line, as in `delivery: late, courier`")
+    command.add_argument("--replay", action="store_true", help="each line's `time` is the clock, not its arrival")
+    command.add_argument("--window-minutes", type=float, default=60, metavar="N", help="(default: %(default)s)")
+    text = "the time before the window, which says what is usual (default: %(default)s)"
+    command.add_argument("--baseline-minutes", type=float, default=1440, metavar="N", help=text)
+    text = "messages that window and baseline must have (default: %(default)s)"
+    command.add_argument("--least", type=int, default=10, metavar="N", help=text)
+    text = "an alert begins where chance alone is less likely than this (default: %(default)s)"
+    command.add_argument("--begin", type=float, default=1e-4, metavar="P", help=text)
+    command.add_argument("--end", type=float, default=0.05, metavar="P", help="and ends here (default: %(default)s)")
+    command.add_argument("--text-field", metavar="KEY", help="key of the text (default: the recipe's)")
+    command.add_argument("--batch-rows", type=int, default=32, metavar="N", help="rows at once (default: %(default)s)")
     _json(command)
 
 

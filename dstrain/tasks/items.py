@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -15,12 +15,16 @@ from dstrain.recipe.messages import nearest
 
 @dataclass(frozen=True)
 class Item:
-    """The fields that a model takes, in its order, or why there are none. `id`: what the line itself calls it."""
+    """The fields that a model takes, in its order, or why there are none. `id`: what the line itself calls it.
+
+    `given`: all that the line holds, where it holds fields.
+    """
 
     place: str
     values: tuple[Any, ...] = ()
     problem: str | None = None
     id: Any = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_items(stream: BinaryIO, name: str, fields: Sequence[str], tokens_field: str | None = None) -> Iterator[Item]:
@@ -69,15 +73,15 @@ def _json_item(place: str, line: bytes, fields: Sequence[str], tokens_field: str
     tokens = value.get(tokens_field) if tokens_field else None
     if isinstance(tokens, list) and tokens and all(isinstance(one, str) for one in tokens):
         return Item(place, (tuple(tokens),), id=value.get("id"))
-    for field in fields:
-        if field not in value:
-            close = nearest(field, value)
-            remedy = "--text-field" if field == fields[0] else "add it"
-            return Item(place, problem=f"has no field {field!r}; {f'it has {close!r}: ' if close else ''}{remedy}")
-        text = value[field]
+    for name in fields:
+        if name not in value:
+            close = nearest(name, value)
+            remedy = "--text-field" if name == fields[0] else "add it"
+            return Item(place, problem=f"has no field {name!r}; {f'it has {close!r}: ' if close else ''}{remedy}")
+        text = value[name]
         if not isinstance(text, str) or not text.strip():
-            return Item(place, problem=f"{field} is {json.dumps(text)[:40]}, no text to work on")
-    return Item(place, tuple(value[field] for field in fields), id=value.get("id"))
+            return Item(place, problem=f"{name} is {json.dumps(text)[:40]}, no text to work on")
+    return Item(place, tuple(value[name] for name in fields), id=value.get("id"), given=value)
 
 
 def _csv_items(stream: BinaryIO, name: str, fields: Sequence[str]) -> Iterator[Item]:
@@ -94,7 +98,7 @@ def _csv_items(stream: BinaryIO, name: str, fields: Sequence[str]) -> Iterator[I
             if empty:
                 yield Item(place, problem=f"{empty[0]} is empty")
             else:
-                yield Item(place, tuple(row[field] for field in fields), id=row.get("id"))
+                yield Item(place, tuple(row[field] for field in fields), id=row.get("id"), given=row)
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 ({error.reason}); convert it to UTF-8") from error
     except csv.Error as error:

@@ -44,7 +44,7 @@ def predict_command(args: Namespace) -> int:
     predictor = load_predictor(transformers_folder(Path(args.model)))
     fields = (args.text_field or predictor.fields[0], *predictor.fields[1:])
     mistakes: list[str] = []
-    with _opened(args.file) as stream:
+    with opened(args.file) as stream:
         name = "standard input" if args.file == STANDARD_INPUT else args.file
         items = read_items(stream, name, fields, predictor.tokens_field)
         watched = sys.stderr.isatty() and not sys.stdout.isatty()
@@ -62,7 +62,8 @@ def predict_command(args: Namespace) -> int:
     return EXIT_DONE
 
 
-def _opened(file: str) -> AbstractContextManager[BinaryIO]:
+def opened(file: str) -> AbstractContextManager[BinaryIO]:
+    """A file, or standard input where it is called `-`. Raises UserError where it cannot be opened."""
     if file == STANDARD_INPUT:
         return nullcontext(sys.stdin.buffer)
     try:
