@@ -141,7 +141,8 @@ def test_a_slow_rank_is_seen_from_its_signs_of_life(run_dir: Path) -> None:
     watching = Watch(run_dir, 1, [0, 1], limit_seconds=60.0)
     try:
         deadline = time.monotonic() + 60
-        while not (found := stragglers(run_status(run_dir, time.time()).nodes)):
+        # on a busy machine the first medians may be anything
+        while not (found := stragglers(run_status(run_dir, time.time()).nodes)) or found[0].rank != 1:
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:
