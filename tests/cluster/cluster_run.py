@@ -14,6 +14,7 @@ from dstrain.proof.account import account
 STEPS = 80
 DSTRAIN = (sys.executable, "-m", "dstrain")
 SECRET = "sk-123"
+HANG_SECONDS = 12  # longer than any phase takes on a busy machine
 
 
 @dataclass
@@ -57,6 +58,17 @@ class Project:
     def hosts_of(self, number: int) -> set[str]:
         """The hosts that an attempt had ranks on."""
         return {file.parent.name for file in self.run_dir.glob(f"attempts/{number:04d}/logs/*/rank-*.log")}
+
+    def check_hang(self, attempt: int, rank: int, host: str, cause: str, decision: str) -> dict[str, Any]:
+        """That this rank is named with its phase and stack, all of its threads' on file; its entry of the verdict."""
+        verdict = self.of_attempt(attempt, "verdict.json")
+        first: dict[str, Any] = verdict["first"]
+        assert (first["rank"], first["host"], first["is_hang"]) == (rank, host, True)
+        assert (verdict["cause"], verdict["decision"]) == (cause, decision)
+        assert first["phase"] and first["stack"]
+        stacks = (self.run_dir / f"attempts/{attempt:04d}/hangs/rank-{rank:05d}.txt").read_text()
+        assert "MainThread\n    " in stacks  # read by py-spy, from outside
+        return first
 
     def check(self) -> None:
         """Done, with the rows of the uninterrupted single process, each once, and its loss; no secret on the disk."""

@@ -23,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(1500))  # what a test waits for has limits of its own
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable[..
     (folder / "tiny.yaml").write_text(resolved_yaml(recipe))
     command = [*DSTRAIN, "run", "tiny.yaml", "--run-dir", "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=200, capture_output=True)
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=600, capture_output=True)
     return folder
 
 
