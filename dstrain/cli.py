@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _predict(commands)
     _threshold(commands)
     _monitor(commands)
+    _searching(commands)
     _export(commands)
     _serve(commands)
     _sweep(commands)
@@ -392,6 +393,39 @@ def _monitor(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--text-field", metavar="KEY", help="key of the text (default: the recipe's)")
     command.add_argument("--batch-rows", type=int, default=32, metavar="N", help="rows at once (default: %(default)s)")
     _json(command)
+
+
+def _searching(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    index = _add(
+        commands, "index", "dstrain.tasks.search_commands:index_command", "make vectors of documents, to search"
+    )
+    index.add_argument("model", metavar="MODEL", help="a bi-encoder: an exported model's folder, or a run's")
+    index.add_argument("corpus", metavar="CORPUS", help="documents: JSONL, CSV, TSV or Parquet")
+    index.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    index.add_argument("--id-field", default="id", metavar="KEY", help="of a document (default: %(default)s)")
+    index.add_argument("--text-field", default="text", metavar="KEY", help="of a document (default: %(default)s)")
+    index.add_argument("--title-field", metavar="KEY", help="stands before the text (default: none)")
+    index.add_argument(
+        "--faiss", nargs="?", const="Flat", metavar="KIND", help="a FAISS index too: Flat, HNSW32, … (default: none)"
+    )
+    index.add_argument("--batch-rows", type=int, default=64, metavar="N", help="rows at once (default: %(default)s)")
+    search = _add(commands, "search", "dstrain.tasks.search_commands:search_command", "find documents in an index")
+    search.add_argument("index", metavar="INDEX", help="what `dstrain index` wrote")
+    search.add_argument("file", metavar="FILE", help="queries: lines, JSONL or CSV; - reads lines from standard input")
+    search.add_argument("--top", type=int, default=10, metavar="N", help="documents a query (default: %(default)s)")
+    search.add_argument("--rerank", metavar="MODEL", help="a cross-encoder that puts the nearest ones in order")
+    search.add_argument("--text-field", metavar="KEY", help="column or key of the query (default: query)")
+    search.add_argument("--batch-rows", type=int, default=32, metavar="N", help="rows at once (default: %(default)s)")
+    text = "write a training file again, with the documents that a bi-encoder takes for answers"
+    mine = _add(commands, "mine", "dstrain.tasks.search_commands:mine_command", text)
+    _recipe_arguments(mine)
+    mine.add_argument("--index", required=True, metavar="INDEX", help="what `dstrain index` wrote of the documents")
+    mine.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")
+    mine.add_argument(
+        "--split", choices=("train", "valid", "test"), default="train", help="whose queries (default: %(default)s)"
+    )
+    mine.add_argument("--top", type=int, default=50, metavar="N", help="candidates a query (default: %(default)s)")
+    mine.add_argument("--batch-rows", type=int, default=64, metavar="N", help="rows at once (default: %(default)s)")
 
 
 def _export(commands: "_Commands[argparse.ArgumentParser]") -> None:

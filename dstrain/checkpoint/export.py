@@ -72,7 +72,8 @@ def export(checkpoint: Place, out: Path) -> float:
         trained.save_pretrained(staging, max_shard_size=SHARD_BYTES)
         task.save_extras(recipe, staging)
         for path in staging.iterdir():  # safetensors makes files that only their owner can read
-            path.chmod((staging / "config.json").stat().st_mode)
+            if path.is_file():
+                path.chmod((staging / "config.json").stat().st_mode)
         del trained
         difference = parity(task, logits, staging, documents)
         if not difference <= LARGEST_DIFFERENCE:  # NaN is not either

@@ -10,6 +10,7 @@ from dstrain.recipe.schema import (
     CommonRecipe,
     MaskedLmRecipe,
     QuestionAnsweringRecipe,
+    RankingRecipe,
     RetrievalRecipe,
     Section,
     SequenceToSequenceRecipe,
@@ -22,6 +23,7 @@ RECIPES: tuple[type[CommonRecipe], ...] = (
     TokenClassificationRecipe,
     QuestionAnsweringRecipe,
     RetrievalRecipe,
+    RankingRecipe,
     SequenceToSequenceRecipe,
 )
 

@@ -568,6 +568,24 @@ class RetrievalRecipe(CommonRecipe):
     loss: ContrastiveLoss = ContrastiveLoss()
 
 
+class RankingLoss(Section):
+    """`group`: a document against its row's negatives (softmax); `pointwise`: each document by itself, right or not."""
+
+    kind: Literal["group", "pointwise"] = "group"
+
+
+class RankingRecipe(CommonRecipe):
+    """Fine-tuning of a cross-encoder: one number for a query and a document read together, to put candidates in order.
+
+    Evaluation ranks a query's candidates, where it has none its judged documents and its negatives.
+    """
+
+    task: Literal["ranking"]
+    model: Model
+    data: RetrievalData
+    loss: RankingLoss = RankingLoss()
+
+
 class Smoothing(Section):
     """How much of a target's probability goes to all other tokens (Szegedy et al. 2016)."""
 
@@ -601,6 +619,7 @@ ExampleRecipe = (
     | TokenClassificationRecipe
     | QuestionAnsweringRecipe
     | RetrievalRecipe
+    | RankingRecipe
     | SequenceToSequenceRecipe
 )
 Recipe = MaskedLmRecipe | ExampleRecipe

@@ -25,11 +25,20 @@ from transformers import AutoConfig, PreTrainedModel
 from dstrain.errors import UserError
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.predictors import GRAPH
+from dstrain.tasks.retrieval import POOLING
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # the last only where the model tells two texts apart by it
 LARGEST_DIFFERENCE = 1e-4  # of any output, relative to the largest one where that is above 1
 SHAPES = ((1, 2), (1, 9), (3, 33), (2, 128))  # rows, tokens; cut to the model's positions
-COPIED = ("config.json", SETTINGS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+COPIED = (
+    "config.json",
+    SETTINGS,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    str(POOLING),
+)
 
 
 class OnnxModel:
@@ -80,6 +89,7 @@ def export_onnx(folder: Path, out: Path, *, int8: bool) -> float:
         staging.mkdir(parents=True)
         for name in COPIED:
             if (folder / name).is_file():
+                (staging / name).parent.mkdir(exist_ok=True)
                 shutil.copy(folder / name, staging / name)
         _write_graph(model, staging / GRAPH)
         difference = largest_difference(model, OnnxModel(staging))

@@ -39,18 +39,27 @@ def predict_items(predictor: Predictor, items: Iterator[Item], batch_rows: int) 
 
 def predict_command(args: Namespace) -> int:
     """`dstrain predict MODEL FILE|- [--text-field KEY] [--batch-rows 32]`."""
-    if args.batch_rows < 1:
-        raise UserError(f"--batch-rows {args.batch_rows}: a batch has 1 row at least")
     predictor = load_predictor(transformers_folder(Path(args.model)))
-    fields = (args.text_field or predictor.fields[0], *predictor.fields[1:])
+    return predict_file(predictor, args.file, args.text_field, args.batch_rows)
+
+
+def predict_file(predictor: Predictor, file: str, text_field: str | None, batch_rows: int) -> int:
+    """Print a line for each line of a file, or of standard input, and return the exit code.
+
+    Raises:
+        UserError: it cannot be read; or, once all is printed, the lines that could not be used.
+    """
+    if batch_rows < 1:
+        raise UserError(f"--batch-rows {batch_rows}: a batch has 1 row at least")
+    fields = (text_field or predictor.fields[0], *predictor.fields[1:])
     mistakes: list[str] = []
-    with opened(args.file) as stream:
-        name = "standard input" if args.file == STANDARD_INPUT else args.file
+    with opened(file) as stream:
+        name = "standard input" if file == STANDARD_INPUT else file
         items = read_items(stream, name, fields, predictor.tokens_field)
         watched = sys.stderr.isatty() and not sys.stdout.isatty()
-        for done, line in enumerate(predict_items(predictor, items, args.batch_rows), start=1):
+        for done, line in enumerate(predict_items(predictor, items, batch_rows), start=1):
             print(json.dumps(line, ensure_ascii=False), flush=True)
-            if watched and done % args.batch_rows == 0:
+            if watched and done % batch_rows == 0:
                 print(f"\r{done:,} lines", end="", file=sys.stderr, flush=True)
             if "error" in line:
                 mistakes.append(line["error"])

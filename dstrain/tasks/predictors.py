@@ -1,7 +1,7 @@
 """A trained model ready to use: what it takes, and one JSON object for each of what it is given."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +20,12 @@ from transformers.utils import logging as transformers_logging
 
 from dstrain.data.tokens import Encoder, load_encoder
 from dstrain.errors import UserError
+from dstrain.model.pooling import AutoEncoder
 from dstrain.recipe.schema import QuestionAnsweringData, TokenClassificationData
 from dstrain.tasks.batching import Ids, encoded, encoded_pairs, padded
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.question_answering import QuestionAnswering
+from dstrain.tasks.retrieval import POOLING
 from dstrain.tasks.sequence_to_sequence import source_ids
 from dstrain.tasks.spans import NO_SPAN, best_spans, merged, span_rows
 from dstrain.tasks.tags import OUTSIDE, entities, pieces_of_spans, pieces_of_words
@@ -32,13 +34,14 @@ from dstrain.tasks.text_pairs import written
 TEXT_TO_TEXT = "sequence_to_sequence"
 GRAPH = "model.onnx"  # in a folder that `dstrain export --onnx` wrote
 ENDLESS = 2**31 - 1  # T5's positions are relative
-HEADS = {
-    "ForSequenceClassification": ("sequence_classification", AutoModelForSequenceClassification),
-    "ForTokenClassification": ("token_classification", AutoModelForTokenClassification),
-    "ForQuestionAnswering": ("question_answering", AutoModelForQuestionAnswering),
-    **dict.fromkeys(
-        ("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), (TEXT_TO_TEXT, AutoModelForSeq2SeqLM)
-    ),
+# What the name of a model's class ends in, by task. Where several do, the export's settings tell, or the first it is.
+HEADS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "sequence_classification": (("ForSequenceClassification",), AutoModelForSequenceClassification),
+    "token_classification": (("ForTokenClassification",), AutoModelForTokenClassification),
+    "question_answering": (("ForQuestionAnswering",), AutoModelForQuestionAnswering),
+    TEXT_TO_TEXT: (("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), AutoModelForSeq2SeqLM),
+    "ranking": (("ForSequenceClassification",), AutoModelForSequenceClassification),
+    "retrieval": (("Model",), AutoEncoder),
 }
 
 
@@ -74,6 +77,7 @@ class Loaded:
     encoder: Encoder
     length: int
     data: dict[str, Any]
+    pooling: str = "mean"  # of a bi-encoder
 
     @property
     def separators(self) -> int:
@@ -91,22 +95,29 @@ class Loaded:
 
 
 def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
-    """The model of a Transformers folder. Raises UserError where it has no head that predicts.
+    """The model of a Transformers folder, or the search of an index. Raises UserError where nothing in it predicts.
 
     Args:
-        folder: of the model.
+        folder: of the model, or one that `dstrain index` wrote.
         precision: of weights and arithmetic: fp32, or bf16, which is faster where the processor has it, and less exact.
     """
+    from dstrain.tasks.rankers import PairScorer, TextEmbedder
+    from dstrain.tasks.search import INDEX, Searcher
+
+    if (folder / INDEX).is_file():
+        return Searcher.open(folder)
     loaded = load(folder)
     if precision == "bf16":
         if (folder / GRAPH).is_file():
             raise UserError(f"{folder} is an ONNX graph of fixed precision; use fp32, or the Transformers folder")
         loaded.model.bfloat16()
-    kinds: dict[str, type[TextClassifier | TokenTagger | AnswerFinder | TextWriter]] = {
+    kinds: dict[str, Callable[[Loaded], Predictor]] = {
         "sequence_classification": TextClassifier,
         "token_classification": TokenTagger,
         "question_answering": AnswerFinder,
         TEXT_TO_TEXT: TextWriter,
+        "retrieval": TextEmbedder,
+        "ranking": PairScorer,
     }
     return kinds[loaded.task](loaded)
 
@@ -333,10 +344,10 @@ def load(folder: Path) -> Loaded:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         names = config.architectures or []
-        heads = [head for suffix, head in HEADS.items() if any(name.endswith(suffix) for name in names)]
-        if not heads:
+        task = _task_of(folder, names)
+        if task is None:
             raise UserError(f"{folder} holds {' or '.join(names) or 'a model'} without a classification head; {remedy}")
-        task, auto = heads[0]
+        auto = HEADS[task][1]
         if (folder / GRAPH).is_file():
             from dstrain.serve.onnx import OnnxModel
 
@@ -347,8 +358,26 @@ def load(folder: Path) -> Loaded:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
+    data = _settings(folder).get("data", {})
     encoder = load_encoder(folder, text_to_text=task == TEXT_TO_TEXT)
-    return Loaded(task, model, encoder, longest_text(folder, model), _settings(folder))
+    return Loaded(task, model, encoder, longest_text(folder, model), data, _pooling(folder))
+
+
+def _task_of(folder: Path, names: Sequence[str]) -> str | None:
+    """The task whose head a model has; a bare encoder is one where the folder says how its vectors are pooled."""
+    fitting = [task for task, (ends, _) in HEADS.items() if any(name.endswith(ends) for name in names)]
+    if not (folder / POOLING).is_file():
+        fitting = [task for task in fitting if task != "retrieval"]
+    told = _settings(folder).get("task")
+    return told if told in fitting else next(iter(fitting), None)
+
+
+def _pooling(folder: Path) -> str:
+    try:
+        means = json.loads((folder / POOLING).read_bytes())
+    except (OSError, ValueError):
+        return "mean"
+    return "cls" if means.get("pooling_mode_cls_token") else "mean"
 
 
 def longest_text(folder: Path, model: Any) -> int:
@@ -365,14 +394,14 @@ def longest_text(folder: Path, model: Any) -> int:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The recipe's `data` as the export wrote it down; nothing where another program made the folder."""
+    """The recipe's `task` and `data` as the export wrote them down; nothing where another program made the folder."""
     try:
-        data: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())["data"]
+        settings: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())
+        return {"task": settings["task"], "data": dict(settings["data"])}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SETTINGS} is damaged: {error}; export the run again") from error
-    return data
 
 
 def _data_keys(loaded: Loaded, section: type[Any]) -> dict[str, Any]:

@@ -9,15 +9,17 @@ example.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
 from dstrain.recipe.schema import RetrievalData
 from dstrain.tasks.records import Reading, Record, records_of
 from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, refuse, shown, text_problem
 
+SHOWN, SHOWN_CHARACTERS = 3, 80  # documents of a ranking in reports
 MOST_COMPARED = 1000  # ids that a wrong one is compared with
 
 
@@ -38,6 +40,13 @@ class Query:
         """The documents that answer it, in the file's order."""
         return [key for key, score in self.relevance.items() if score > 0]
 
+    def drawn_negatives(self, positive: str, most: int, seed: int) -> list[str]:
+        """Some of its negatives, and of its candidates that are not relevant, drawn anew for each document it has."""
+        known = {*self.relevant, *self.excluded}
+        listed = [key for key in dict.fromkeys((*self.negatives, *self.candidates)) if key not in known]
+        drawn = permutation(stream_key(seed, "negatives", self.id, positive), len(listed))
+        return [listed[place] for place in sorted(drawn[:most].tolist())]
+
     def mentioned(self) -> Iterable[str]:
         """Every document that its records name."""
         return dict.fromkeys((*self.relevance, *self.negatives, *self.candidates))
@@ -57,6 +66,10 @@ class Judgements:
             return list(self.documents)
         return list(dict.fromkeys(key for query in self.splits.named()[split] for key in query.mentioned()))
 
+    def shown(self, keys: Sequence[str]) -> str:
+        """The first of some documents, for people."""
+        return " | ".join(self.documents[key][:SHOWN_CHARACTERS] for key in keys[:SHOWN])
+
 
 def read_queries(data: RetrievalData) -> tuple[Judgements, SplitReader]:
     """The queries of all splits with their documents, and the reader that they came through.
@@ -64,8 +77,8 @@ def read_queries(data: RetrievalData) -> tuple[Judgements, SplitReader]:
     Raises:
         CorpusError: a file cannot be read, has lines that are no examples, or ids that the corpus lacks.
     """
-    documents = read_texts(data, data.corpus, "data.corpus") if data.corpus is not None else None
-    queries = read_texts(data, data.queries, "data.queries") if data.queries is not None else None
+    documents = read_texts(data, data.corpus, "data.corpus", data.title_field) if data.corpus is not None else None
+    queries = read_texts(data, data.queries, "data.queries", None) if data.queries is not None else None
     named = ("query_field", "positive_field", "score_field")
     reader = SplitReader(data, {getattr(data, key): f"data.{key}" for key in named if getattr(data, key) is not None})
     parse = _parser(data, documents, queries)
@@ -90,18 +103,18 @@ def read_queries(data: RetrievalData) -> tuple[Judgements, SplitReader]:
     return Judgements(splits, texts, documents is not None), reader
 
 
-def read_texts(data: RetrievalData, location: str, key: str) -> dict[str, str]:
-    """Texts by id, from `data.corpus` or `data.queries`, with the title before it where there is one.
+def read_texts(data: RetrievalData, location: str, key: str, title_field: str | None) -> dict[str, str]:
+    """Texts by id, from `data.corpus` or `data.queries`, with the title before them where there is a field of it.
 
     Raises:
         CorpusError: a file cannot be read, a text is missing or empty, or an id is there twice.
     """
     needed = {data.id_field: "data.id_field", data.text_field: "data.text_field"}
-    needed |= {data.title_field: "data.title_field"} if data.title_field is not None else {}
+    needed |= {title_field: "data.title_field"} if title_field is not None else {}
     texts: dict[str, str] = {}
     mistakes: list[str] = []
     for record in records_of(location, Reading(encoding=data.encoding), needed):
-        found = record.problem or _missing(record, needed) or _text(record, data)
+        found = record.problem or _missing(record, needed) or _text(record, data, title_field)
         if isinstance(found, str):
             mistakes.append(f"{record.place}: {found}")
             continue
@@ -141,8 +154,8 @@ def _missing(record: Record, needed: Mapping[str, str]) -> str | None:
     return None
 
 
-def _text(record: Record, data: RetrievalData) -> tuple[str, str] | str:
-    names = [data.text_field] if data.title_field is None else [data.title_field, data.text_field]
+def _text(record: Record, data: RetrievalData, title_field: str | None) -> tuple[str, str] | str:
+    names = [data.text_field] if title_field is None else [title_field, data.text_field]
     parts = [record.fields[name] for name in names]
     text = " ".join(part.strip() for part in parts if isinstance(part, str) and part.strip())
     name = _id(record.fields[data.id_field])

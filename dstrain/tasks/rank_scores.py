@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 CUT = 10
 DEEP = 100
@@ -35,6 +36,21 @@ def ranking_scores(ranked: Sequence[str], relevance: Mapping[str, float]) -> dic
 def mean_scores(of_each: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Means over queries."""
     return {name: float(np.mean([scores[name] for scores in of_each])) for name in MEASURES}
+
+
+def list_losses(logits: NDArray[np.floating], relevant: Sequence[int]) -> list[float]:
+    """Cross-entropy of each relevant document against all that are not relevant.
+
+    Args:
+        logits: (documents,) of one query; those of documents that do not count are -inf.
+        relevant: places of the relevant ones.
+    """
+    values = logits.astype(np.float64)
+    values -= values.max()
+    chosen = values[list(relevant)]
+    values[list(relevant)] = -np.inf
+    rest = np.exp(values).sum()
+    return [float(np.log(rest + np.exp(own)) - own) for own in chosen]
 
 
 def _discounted(gains: Sequence[float]) -> float:

@@ -4,9 +4,11 @@ A row of training is a query with a document that answers it and some that do no
 batch is a negative too, unless it is known to answer the query: exactly so on any ranks, see `contrastive.py`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.model.encoder import build_model
 from dstrain.model.pooling import AutoEncoder, pooled
 from dstrain.recipe.schema import RetrievalRecipe
@@ -23,12 +24,12 @@ from dstrain.tasks.batching import Ids, encoded, padded
 from dstrain.tasks.contrastive import contrast, negatives_of
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
 from dstrain.tasks.queries import Judgements, Query, read_queries
-from dstrain.tasks.rank_scores import DEEP, mean_scores, ranking_scores
+from dstrain.tasks.rank_scores import DEEP, list_losses, mean_scores, ranking_scores
 from dstrain.tasks.splits import SplitReader, Splits
 from dstrain.tasks.task import Inputs, StepBatch, seeded_micro_batches
 from dstrain.train.runtime import Runtime
 
-SHOWN = 3  # documents of a ranking in reports
+POOLING = Path("1_Pooling") / "config.json"  # as sentence-transformers names it
 QUERIES_AT_ONCE = 256  # whose similarities to all documents are in memory
 
 
@@ -110,7 +111,8 @@ class Retrieval(ExampleTask[Query]):
 
     def make_rows(self, split: str, examples: list[Query]) -> list[Row]:
         """See `ExampleTask`: of training a row for each document of a query; else each text once, queries first."""
-        queries = encoded(self.encoder, (query.text for query in examples), self._recipe.data.query_length)
+        data = self._recipe.data
+        queries = encoded(self.encoder, (query.text for query in examples), data.query_length)
         if split != "train":
             texts = [*queries, *(self._document_ids(key) for key in self._judgements.ranked(split))]
             size = self.module.model.config.hidden_size
@@ -118,18 +120,11 @@ class Retrieval(ExampleTask[Query]):
         rows: list[Row] = []
         for number, (query, ids) in enumerate(zip(examples, queries, strict=True)):
             for key in query.relevant:
-                keys = (key, *self._chosen_negatives(query, key))
+                keys = (key, *query.drawn_negatives(key, data.negatives, data.seed))
                 documents = tuple(map(self._document_ids, keys))
                 target = np.array([number, *(self._number_of_text[self._text(key)] for key in keys)], np.int64)
                 rows.append(PairRow(np.concatenate([ids, *documents]), target, number, 0, 1, 0, ids, documents))
         return rows
-
-    def _chosen_negatives(self, query: Query, positive: str) -> list[str]:
-        """Some of a query's negatives, drawn anew for each of its documents."""
-        known = {*query.relevant, *query.excluded}
-        listed = [key for key in dict.fromkeys((*query.negatives, *query.candidates)) if key not in known]
-        drawn = permutation(stream_key(self._recipe.data.seed, "negatives", query.id, positive), len(listed))
-        return [listed[place] for place in sorted(drawn[: self._recipe.data.negatives].tolist())]
 
     def _text(self, key: str) -> str:
         return self._judgements.documents[key]
@@ -228,8 +223,8 @@ class Retrieval(ExampleTask[Query]):
                 ranked = [keys[place] for place in np.argsort(-own, kind="stable")[: DEEP + len(hidden)]]
                 ranked = [key for key in ranked if key not in query.excluded]
                 scores = ranking_scores(ranked, query.relevance)
-                judged.append({"predicted": self._shown(ranked), "scores": scores})
-                losses += _losses(own / self._recipe.loss.temperature, [place_of[key] for key in query.relevant])
+                judged.append({"predicted": self._judgements.shown(ranked), "scores": scores})
+                losses += list_losses(own / self._recipe.loss.temperature, [place_of[key] for key in query.relevant])
                 usual = [key for key in popular if key not in query.excluded]
                 by_popularity.append(ranking_scores(usual, query.relevance))
         means = mean_scores([each["scores"] for each in judged])
@@ -245,14 +240,30 @@ class Retrieval(ExampleTask[Query]):
                     counts[key] += 1
         return sorted(keys, key=lambda key: -counts[key])
 
-    def _shown(self, keys: Sequence[str]) -> str:
-        return " | ".join(self._text(key)[:80] for key in keys[:SHOWN])
-
     def described(self, example: Query) -> tuple[int, str, str]:
         """See `ExampleTask`."""
-        return example.line, self._shown(example.relevant), example.text
+        return example.line, self._judgements.shown(example.relevant), example.text
 
     # ------------------------------------------------------------ export
+
+    @staticmethod
+    def save_extras(recipe: Any, folder: Path) -> None:
+        """See `Task`: also how vectors are made, in the form of sentence-transformers, which can load the folder."""
+        ExampleTask.save_extras(recipe, folder)
+        config = json.loads((folder / "config.json").read_bytes())
+        (folder / POOLING).parent.mkdir()
+        pooling = {
+            "word_embedding_dimension": config["hidden_size"],
+            "pooling_mode_cls_token": recipe.pooling == "cls",
+            "pooling_mode_mean_tokens": recipe.pooling == "mean",
+        }
+        (folder / POOLING).write_text(json.dumps(pooling, indent=1) + "\n")
+        kinds = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+        modules = [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for number, (kind, path) in enumerate(kinds)
+        ]
+        (folder / "modules.json").write_text(json.dumps(modules, indent=1) + "\n")
 
     @staticmethod
     def logits_of(outputs: Any) -> Tensor:
@@ -290,12 +301,3 @@ class _Layout:
             documents = [np.arange(self.first_documents[row], self._ends[row]) + self._rows for row in own]
             found.append((torch.from_numpy(own), torch.from_numpy(np.concatenate([own, *documents]))))
         return found
-
-
-def _losses(logits: NDArray[np.float32], relevant: Sequence[int]) -> list[float]:
-    """Cross-entropy of each relevant document against all that are not relevant."""
-    chosen = logits[relevant].astype(np.float64)
-    logits[relevant] = -np.inf
-    top = float(max(logits.max(initial=-np.inf), chosen.max(initial=-np.inf)))
-    rest = float(np.exp(logits.astype(np.float64) - top).sum())
-    return [float(np.log(rest + np.exp(own - top)) + top - own) for own in chosen]

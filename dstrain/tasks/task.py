@@ -20,6 +20,7 @@ from dstrain.plan import step_flops, total_steps
 from dstrain.recipe.schema import (
     MaskedLmRecipe,
     QuestionAnsweringRecipe,
+    RankingRecipe,
     Recipe,
     RetrievalRecipe,
     SequenceToSequenceRecipe,
@@ -113,6 +114,10 @@ def task_class(recipe: Recipe) -> type["Task"]:
         from dstrain.tasks.retrieval import Retrieval
 
         return Retrieval
+    if isinstance(recipe, RankingRecipe):
+        from dstrain.tasks.ranking import Ranking
+
+        return Ranking
     if isinstance(recipe, SequenceToSequenceRecipe):
         from dstrain.tasks.sequence_to_sequence import SequenceToSequence
 

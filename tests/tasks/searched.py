@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from training import model_weights, training
+
+from dstrain.recipe.load import load_recipe
+from dstrain.recipe.show import resolved_yaml
 from dstrain.tokenizer import train_wordpiece, write_tokenizer
+from dstrain.train.loop import Loop, StopRequest
+from dstrain.train.reporting import Reporter
 
 WORDS = ["red", "green", "blue", "apple", "leaf", "sky", "of", "the"]
 RECIPE = """
@@ -51,3 +57,18 @@ def write_queries(root: Path) -> Path:
 def recipe_text(folder: Path, *, task: str = "retrieval", architecture: str = "bert", dropout: float = 0.0) -> str:
     """The recipe of a run in `folder`."""
     return RECIPE.format(folder=folder, task=task, architecture=architecture, dropout=dropout)
+
+
+def live(
+    rank: int, world: int, recipe_file: Path, run_dir: Path, steps: list[int], overrides: list[str]
+) -> list[dict[str, Any]]:
+    """Start a run once for each number of steps, to stop after it, and tell its weights each time."""
+    found = []
+    for target in steps:
+        recipe = load_recipe(recipe_file, [f"train.steps={target}", *overrides]).recipe
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "recipe.yaml").write_text(resolved_yaml(recipe))
+        with training(recipe) as (runtime, task), Reporter(runtime, recipe, run_dir, 1, target) as report:
+            assert Loop(runtime, task, run_dir, report, StopRequest()).run() == "done"
+            found.append(model_weights(runtime, task))
+    return found

@@ -10,19 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from ranks import run_ranks
-from searched import recipe_text, write_queries
-from training import Pieces, model_weights, relative_difference, state_pieces, train_batch, training, whole
+from searched import live, recipe_text, write_queries
+from training import Pieces, relative_difference, state_pieces, train_batch, training, whole
 
 from dstrain.data.tokens import load_encoder
 from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe, RetrievalRecipe
-from dstrain.recipe.show import resolved_yaml
 from dstrain.tasks.contrastive import negatives_of
 from dstrain.tasks.retrieval import BiEncoder, Retrieval
 from dstrain.tasks.task import seeded_micro_batches
-from dstrain.train.loop import Loop, StopRequest
-from dstrain.train.reporting import Reporter
 from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
@@ -163,21 +160,6 @@ def test_both_passes_drop_the_same(folder: Path) -> None:
     calm = loaded(folder, "train.micro_batch_rows=8")
     ((_, undropped),) = run_ranks(1, direct_gradient, calm)
     assert relative_difference(whole([twice]), whole([undropped])) > 0.05
-
-
-def live(
-    rank: int, world: int, recipe_file: Path, run_dir: Path, steps: list[int], overrides: list[str]
-) -> list[dict[str, Any]]:
-    """Start a run once for each number of steps, to stop after it, and tell its weights each time."""
-    found = []
-    for target in steps:
-        recipe = load_recipe(recipe_file, [f"train.steps={target}", *overrides]).recipe
-        run_dir.mkdir(exist_ok=True)
-        (run_dir / "recipe.yaml").write_text(resolved_yaml(recipe))
-        with training(recipe) as (runtime, task), Reporter(runtime, recipe, run_dir, 1, target) as report:
-            assert Loop(runtime, task, run_dir, report, StopRequest()).run() == "done"
-            found.append(model_weights(runtime, task))
-    return found
 
 
 def replay_step(rank: int, world: int, run_dir: Path, step: int) -> Replay:

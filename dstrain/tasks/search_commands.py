@@ -1,0 +1,77 @@
+"""`dstrain index`, `dstrain search` and `dstrain mine`: from a bi-encoder to answers, and to harder examples."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from dstrain.errors import EXIT_DONE, UserError
+from dstrain.recipe.load import load_recipe
+from dstrain.recipe.schema import RankingRecipe, RetrievalData, RetrievalRecipe
+from dstrain.tasks.predict import predict_file
+from dstrain.tasks.predictors import transformers_folder
+from dstrain.tasks.queries import Query, read_queries, read_texts
+from dstrain.tasks.search import Index, Searcher, embedder_of
+
+CANDIDATES = "candidates"
+BATCH_ROWS = 64
+
+
+def index_command(args: Namespace) -> int:
+    """`dstrain index MODEL CORPUS --out DIR [--id-field id] [--text-field text] [--title-field KEY] [--faiss KIND]`."""
+    data = RetrievalData(
+        train="-",
+        sequence_length=1,
+        id_field=args.id_field,
+        text_field=args.text_field,
+    )
+    documents = read_texts(data, args.corpus, "CORPUS", args.title_field)
+    out = Path(args.out)
+    Index.build(transformers_folder(Path(args.model)), documents, out, args.faiss, args.batch_rows)
+    print(f"{out}: {len(documents):,} documents of {args.corpus}")
+    return EXIT_DONE
+
+
+def search_command(args: Namespace) -> int:
+    """`dstrain search INDEX FILE|- [--top N] [--rerank MODEL] [--text-field KEY]`."""
+    if args.top < 1:
+        raise UserError(f"--top {args.top}: give 1 document at least")
+    rerank = None if args.rerank is None else transformers_folder(Path(args.rerank))
+    return predict_file(Searcher.open(Path(args.index), rerank, args.top), args.file, args.text_field, args.batch_rows)
+
+
+def mine_command(args: Namespace) -> int:
+    """`dstrain mine RECIPE [key=value …] --index INDEX --out FILE [--split train] [--top N]`."""
+    recipe = load_recipe(Path(args.recipe), args.overrides).recipe
+    if not isinstance(recipe, RetrievalRecipe | RankingRecipe):
+        raise UserError(f"{args.recipe} is a recipe of task {recipe.task}; give one of retrieval or ranking")
+    judgements, _ = read_queries(recipe.data)
+    queries = judgements.splits.named().get(args.split)
+    if queries is None:
+        raise UserError(f"--split {args.split}: {args.recipe} has no data.{args.split}")
+    index = Index.open(Path(args.index))
+    key_of = {key if judgements.corpus else text: key for key, text in judgements.documents.items()}
+    keys = [key_of.get(each) for each in (index.ids if judgements.corpus else index.texts)]
+    if not any(keys):
+        raise UserError(f"{args.index} has no document of the recipe; make it of data.corpus={recipe.data.corpus}")
+    vectors = embedder_of(index.model).vectors([query.text for query in queries], args.batch_rows)
+    places, _ = index.nearest(vectors, args.top + max(len(query.excluded) for query in queries))
+    with Path(args.out).open("w", encoding="utf-8") as file:
+        for query, own in zip(queries, places.tolist(), strict=True):
+            found = [key for place in own if place >= 0 and (key := keys[place]) and key not in query.excluded]
+            for record in mined_records(recipe.data, query, found[: args.top]):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    print(f"{args.out}: the {args.top} nearest documents of {len(queries):,} queries of data.{args.split}; train with")
+    print(f"data.{args.split}={args.out} data.candidates_field={CANDIDATES}")
+    return EXIT_DONE
+
+
+def mined_records(data: RetrievalData, query: Query, candidates: list[str]) -> list[dict[str, object]]:
+    """A query's records again, one for each score of its documents, with the candidates beside them."""
+    records = []
+    for score in dict.fromkeys(query.relevance.values()):
+        judged = [key for key, value in query.relevance.items() if value == score]
+        record: dict[str, object] = {data.query_field: query.id, data.positive_field: judged}
+        record |= {data.score_field: score} if data.score_field is not None else {}
+        record |= {data.exclude_field: list(query.excluded)} if data.exclude_field is not None else {}
+        records.append(record | {CANDIDATES: candidates})
+    return records
