@@ -1,22 +1,27 @@
 """Export: from a checkpoint to a plain Transformers folder, good only if it computes what training computed.
 
-    fragments ─► the trained model, fp32 ──save──► staging folder ──from_pretrained──► a plain Transformers model
-                       │ documents in one packed or padded batch        each document alone │
-                       └────────────── logits agree to 1e-4? ───────────────────────────────┘
-                                          then the staging folder is renamed
+    fragments ─► one shard in memory, fp32 ─► its file in a staging folder ─► … ─► from_pretrained: the files, mapped
+                                                                                     │ each tensor as in the fragments?
+                                   documents in one packed or padded batch ─ logits ─┤
+                                                       each document alone ─ logits ─┘ agree to 1e-4?
+                                                                   then the staging folder is renamed
 
-Of a model with adapters, the logits are those before the adapters are merged into its weights, which is what is saved.
-
-One process without a process group does it, whatever the ZeRO stage and the number of ranks of the run.
+One process without a process group does it, whatever the ZeRO stage and the number of ranks of the run. It holds one
+shard, and after that files which the kernel may let go of; never the model. Adapters are merged into a model that is
+held whole: there the first logits are those before, on the trained model.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils import logging as transformers_logging
 
 from dstrain.checkpoint.fragments import WEIGHT, saved_tensors
@@ -39,8 +44,6 @@ LONGEST_DOCUMENT = 256  # tokens; longer than a sliding window
 def export(checkpoint: Place, out: Path) -> float:
     """Write a verified checkpoint as a Transformers folder: config, safetensors in fp32, tokenizer.
 
-    Holds the model once: as trained until its logits are known, then as exported.
-
     Args:
         checkpoint: a committed checkpoint of a run, whose recipe lies in the run's folder.
         out: where to; it must not exist or be empty.
@@ -49,8 +52,8 @@ def export(checkpoint: Place, out: Path) -> float:
         The largest difference between a logit of the trained and of the exported model.
 
     Raises:
-        CheckpointError: `out` is taken or not writable, the checkpoint is of another model, or the logits disagree;
-            nothing is left behind then.
+        CheckpointError: `out` is taken or not writable, the checkpoint is of another model, or what Transformers reads
+            of the folder has other weights or logits; nothing is left behind then.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not an empty folder; remove it, or give another --out")
@@ -60,22 +63,24 @@ def export(checkpoint: Place, out: Path) -> float:
     task = task_class(recipe)
     quiet_libraries()
     transformers_logging.disable_progress_bar()
-    trained = trained_model(checkpoint, task, recipe)
+    pieces, logits = Pieces(checkpoint, Manifest.read(checkpoint)), None
     staging = out.with_name(f".staging-{out.name}")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        documents, model_type = parity_documents(recipe, trained), trained.config.model_type
-        with torch.no_grad():
-            logits = task.training_logits(trained, documents)
-        merge_adapters(trained)
-        trained.save_pretrained(staging, max_shard_size=SHARD_BYTES)
+        if adapted(recipe):
+            logits = write_merged(task, recipe, pieces, staging)
+        else:
+            write_model(task, pieces, staging)
         task.save_extras(recipe, staging)
         for path in staging.iterdir():  # safetensors makes files that only their owner can read
             if path.is_file():
                 path.chmod((staging / "config.json").stat().st_mode)
-        del trained
-        difference = parity(task, logits, staging, documents)
+        exported: Any = task.auto_model.from_pretrained(staging, dtype=torch.float32, local_files_only=True).eval()
+        if logits is None:
+            require_same_weights(exported, pieces)
+        difference, model_type = parity(task, logits, exported, recipe), exported.config.model_type
+        del exported
         if not difference <= LARGEST_DIFFERENCE:  # NaN is not either
             raise CheckpointError(
                 f"{checkpoint} is not exported: a logit of the exported model differs from the trained model's by "
@@ -90,31 +95,77 @@ def export(checkpoint: Place, out: Path) -> float:
     return difference
 
 
+def adapted(recipe: Recipe) -> bool:
+    """Whether its checkpoints hold adapters, and the rest is the pretrained model that it names."""
+    return recipe.model.lora is not None and not isinstance(recipe, SequenceToSequenceRecipe)
+
+
+def write_model(task: type[Task], pieces: Pieces, folder: Path) -> None:
+    """Write config and weights as `save_pretrained` would, from a model without memory, one shard after another.
+
+    Raises CheckpointError where the checkpoint does not fit its config.
+    """
+    with torch.device("meta"):
+        config = AutoConfig.for_model(**pieces.manifest.model_config)
+        skeleton: PreTrainedModel = task.auto_model.from_config(config, dtype=torch.float32)
+    tensors = _tensors_of(skeleton, pieces)
+    skeleton.save_pretrained(folder, state_dict={})  # all but the weights
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype) for name in names}
+        pieces.read(Wanted(tensor.view(-1), name, WEIGHT, 0) for name, tensor in shard.items())
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        del shard  # before the next one comes
+    if split.is_sharded:
+        about = {"total_parameters": skeleton.num_parameters(), **split.metadata}
+        index = {"metadata": about, "weight_map": split.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
 @torch.no_grad()
-def trained_model(checkpoint: Place, task: type[Task], recipe: Recipe) -> PreTrainedModel:
-    """The model of a checkpoint in fp32, ready to predict, with its adapters where it has some.
+def write_merged(task: type[Task], recipe: Recipe, pieces: Pieces, folder: Path) -> list[Tensor]:
+    """Write the model with its adapters merged into it; returns the logits on training's path before that.
 
     Raises:
         CheckpointError: it does not fit its config, or the base of its adapters is not what it was.
         UserError: the folder that the base comes from cannot be used.
     """
-    manifest = Manifest.read(checkpoint)
+    assert not isinstance(recipe, SequenceToSequenceRecipe)
+    manifest = pieces.manifest
     config = AutoConfig.for_model(**manifest.model_config)
-    model: PreTrainedModel
-    if recipe.model.lora is None or isinstance(recipe, SequenceToSequenceRecipe):
-        model = task.auto_model.from_config(config, dtype=torch.float32)
-    else:
-        model = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
-        if base_identity(model)["base"] != manifest.identity["base"]:
-            raise CheckpointError(
-                f"{checkpoint} holds adapters of another model than model.pretrained={recipe.model.pretrained} is now; "
-                f"put the weights back that they were trained on"
-            )
+    model: PreTrainedModel = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
+    if base_identity(model)["base"] != manifest.identity["base"]:
+        raise CheckpointError(
+            f"{pieces.folder} holds adapters of another model than model.pretrained={recipe.model.pretrained} is now; "
+            f"put the weights back that they were trained on"
+        )
+    tensors = _tensors_of(model, pieces)
+    pieces.read(Wanted(tensor.view(-1), name, WEIGHT, 0) for name, tensor in tensors.items())
+    logits = task.training_logits(model.eval(), parity_documents(recipe, model))
+    merge_adapters(model)
+    model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+    return logits
+
+
+def _tensors_of(model: PreTrainedModel, pieces: Pieces) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model. Raises CheckpointError where this one is of another model."""
     tensors = saved_tensors(model)
     wanted = {name: {"shape": list(tensor.shape), "states": [WEIGHT]} for name, tensor in tensors.items()}
-    require_same_parameters(checkpoint, manifest.parameters, wanted)
-    Pieces(checkpoint, manifest).read(Wanted(tensor.view(-1), name, WEIGHT, 0) for name, tensor in tensors.items())
-    return model.eval()
+    require_same_parameters(pieces.folder, pieces.manifest.parameters, wanted)
+    return tensors
+
+
+def require_same_weights(exported: PreTrainedModel, pieces: Pieces) -> None:
+    """Refuse what Transformers has read from the folder, if a bit of it is not the checkpoint's."""
+    for name, tensor in saved_tensors(exported).items():
+        trained = torch.empty(tensor.shape, dtype=tensor.dtype)
+        pieces.read_into(trained.view(-1), name, WEIGHT, 0)
+        # as bytes: what is not a number is not equal to itself
+        if not torch.equal(trained.view(-1).view(torch.uint8), tensor.detach().reshape(-1).view(torch.uint8)):
+            raise CheckpointError(
+                f"{pieces.folder} is not exported: this version of Transformers reads other values of {name} than were "
+                f"written for it; install the one that dstrain's pyproject.toml asks for"
+            )
 
 
 def parity_documents(recipe: Recipe, model: PreTrainedModel) -> list[Tensor]:
@@ -128,8 +179,11 @@ def parity_documents(recipe: Recipe, model: PreTrainedModel) -> list[Tensor]:
 
 
 @torch.no_grad()
-def parity(task: type[Task], logits: list[Tensor], folder: Path, documents: list[Tensor]) -> float:
-    """Largest difference from the training path's logits, each document alone through the exported folder."""
-    exported: Any = task.auto_model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    pairs = zip(logits, documents, strict=True)
-    return max(float((there - task.logits_alone(exported, ids)).abs().max()) for there, ids in pairs)
+def parity(task: type[Task], logits: list[Tensor] | None, model: Any, recipe: Recipe) -> float:
+    """Largest difference of any logit, each document alone through the exported model, from those of the trained one.
+
+    `logits` are those on training's path; None: it is the exported model that takes this path.
+    """
+    documents = parity_documents(recipe, model)
+    pairs = zip(logits or task.training_logits(model, documents), documents, strict=True)
+    return max(float((there - task.logits_alone(model, ids)).abs().max()) for there, ids in pairs)

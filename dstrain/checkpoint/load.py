@@ -144,7 +144,7 @@ class Pieces:
     """
 
     def __init__(self, folder: Place, manifest: Manifest) -> None:
-        self.folder = folder
+        self.folder, self.manifest = folder, manifest
         self._where: dict[tuple[str, str], list[_SavedPiece]] = defaultdict(list)
         self._files: _Files
         if isinstance(folder, StorePath):

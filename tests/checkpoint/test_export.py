@@ -1,28 +1,35 @@
 """Exports of runs on two ranks under ZeRO-3, used as anybody's Transformers would use them."""
 
+import contextlib
+import ctypes
+import gc
 import json
-import weakref
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+import transformers
 from checkpoint_ranks import job
 from ranks import run_ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from synthetic import synthetic_manifest
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedModel,
     pipeline,
 )
 
 from dstrain.checkpoint import export
+from dstrain.checkpoint.files import write_durably, write_safetensors
+from dstrain.checkpoint.fragments import fragment_key, saved_tensors, share
 from dstrain.checkpoint.load import Pieces
-from dstrain.checkpoint.manifest import Manifest, committed
+from dstrain.checkpoint.manifest import MANIFEST, Manifest, checkpoint_folder, committed
 from dstrain.cli import main
+from dstrain.errors import CheckpointError
 from dstrain.recipe.schema import (
     BertConfig,
     BertModel,
@@ -34,6 +41,7 @@ from dstrain.recipe.schema import (
     RobertaModel,
 )
 from dstrain.recipe.show import resolved_yaml
+from dstrain.train.state import model_config
 
 pytestmark = pytest.mark.ranks
 SMALL = {"vocab_size": 256, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
@@ -78,25 +86,79 @@ def train_save_probe(rank: int, world_size: int, recipes: dict[str, Recipe], fol
     return probes
 
 
-def test_the_trained_model_is_gone_before_the_exported_one_comes(
+def test_memory_is_bounded_by_a_shard_however_big_the_model(
+    runs: tuple[Path, dict[str, float]], recipes: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export.export(committed(runs[0] / "bert")[0], tmp_path / "small")  # whatever is imported
+    checkpoint, model_bytes = big_checkpoint(tmp_path / "run", recipes["bert"])
+    monkeypatch.setattr(export, "SHARD_BYTES", model_bytes // 8)
+    with peak_of_memory() as grown:
+        export.export(checkpoint, tmp_path / "big")
+    assert len(list((tmp_path / "big").glob("model-*.safetensors"))) >= 8
+    assert model_bytes // 16 < max(grown) < model_bytes // 3, (max(grown), model_bytes)
+
+
+def big_checkpoint(run_dir: Path, recipe: Recipe) -> tuple[Path, int]:
+    """A checkpoint of random weights as a run of two ranks would leave it, and the bytes of the model."""
+    config = transformers.BertConfig(hidden_size=384, num_hidden_layers=10, intermediate_size=1536, vocab_size=2048)
+    with torch.device("meta"):
+        model = transformers.BertForMaskedLM(config)
+    tensors = saved_tensors(model)
+    folder, files = checkpoint_folder(run_dir, 1), {}
+    folder.mkdir(parents=True)
+    for rank in range(2):
+        pieces = []
+        for name, tensor in tensors.items():
+            start, stop = share(tensor.numel(), rank, 2)
+            pieces.append((fragment_key(name, "weight", start), torch.randn(stop - start) * 0.02))
+        files[f"rank-{rank:05d}.safetensors"] = write_safetensors(
+            folder / f"rank-{rank:05d}.safetensors", pieces
+        ).entry()
+    manifest = replace(
+        synthetic_manifest(1, files),
+        model_config=model_config(model),
+        parameters={name: {"shape": list(tensor.shape), "states": ["weight"]} for name, tensor in tensors.items()},
+    )
+    write_durably(folder / MANIFEST, manifest.text())
+    (run_dir / "recipe.yaml").write_text(resolved_yaml(recipe))
+    return folder, sum(tensor.numel() * 4 for tensor in tensors.values())
+
+
+@contextlib.contextmanager
+def peak_of_memory() -> Iterator[list[int]]:
+    """By how many bytes this process grows, again and again: without what is of files, which the kernel may drop."""
+
+    def anonymous() -> int:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return int(line.split()[1]) * 1024
+
+    def look() -> None:
+        while not over.wait(0.002):
+            grown.append(anonymous() - before)
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide what comes
+    over, before, grown = threading.Event(), anonymous(), [0]
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield grown
+    finally:
+        over.set()
+        looking.join()
+
+
+def test_what_transformers_reads_otherwise_than_it_was_written_is_refused(
     runs: tuple[Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[Any] = []
+    def other(shard: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
+        name = "bert.embeddings.LayerNorm.weight"
+        save_file({key: tensor + (key == name) * 1e-7 for key, tensor in shard.items()}, file, metadata)
 
-    def noted(*arguments: Any) -> PreTrainedModel:
-        model = build(*arguments)
-        trained.append(weakref.ref(model))
-        return model
-
-    def compared(*arguments: Any) -> float:
-        trained.append(trained.pop()())
-        return compare(*arguments)
-
-    build, compare = export.trained_model, export.parity
-    monkeypatch.setattr(export, "trained_model", noted)
-    monkeypatch.setattr(export, "parity", compared)
-    export.export(committed(runs[0] / "bert")[0], tmp_path / "model")
-    assert trained == [None]
+    monkeypatch.setattr(export, "save_file", other)
+    with pytest.raises(CheckpointError, match=r"reads other values of bert\.embeddings\.LayerNorm\.weight"):
+        export.export(committed(runs[0] / "bert")[0], tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -41,6 +41,7 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> list[dict[str, 
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
+            "MALLOC_MMAP_THRESHOLD_": "1048576",  # what is freed is given back, so that the peak is that of live memory
         }
         arguments = [name, options.size, str(options.zero_stage), str(options.rounds), str(folder)]
         log = (folder / f"log-{rank}").open("w")
