@@ -118,9 +118,10 @@ def test_an_attempts_account_has_no_gap(tmp_path: Path) -> None:
     for phase in ("load", "data", "agree", "save:copy", "evaluate", "stopped"):
         account.begins(phase)
         time.sleep(0.02)
+    before = time.time() - began
     parts = account.seconds()
-    assert sum(parts.values()) == pytest.approx(time.time() - began, abs=0.02)
-    assert parts["starting"] > 5.0 and all(0.015 < parts[part] < 1.0 for part in ATTEMPT_PARTS if part != "starting")
+    assert before - 0.01 <= sum(parts.values()) <= time.time() - began + 0.01
+    assert parts["starting"] > 5.0 and all(parts[part] > 0.015 for part in ATTEMPT_PARTS if part != "starting")
     assert [part_of(phase) for phase in ("save:vote", "saved", "backward")] == ["saving", "saving", "computing"]
     write_json(tmp_path / "attempts/0007/command.json", {"started_unix": 3.5})
     assert started_unix(tmp_path, 7) == 3.5

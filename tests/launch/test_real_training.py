@@ -46,7 +46,7 @@ def start(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Iterator[Start]
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "waited in vain"
@@ -54,13 +54,13 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) ->
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     return process.returncode, output
 
 
 def dstrain(*words: object) -> str:
     command = [sys.executable, "-m", "dstrain", *map(str, words)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=400).stdout
 
 
 def read(file: Path) -> Any:
