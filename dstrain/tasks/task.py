@@ -1,5 +1,6 @@
 """What a task supplies to the one training loop: a model, the rows of each step, and how to score."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -17,15 +18,7 @@ from dstrain.data.counter_rng import stream_key
 from dstrain.errors import RecipeError
 from dstrain.model.shape import AnyShape
 from dstrain.plan import step_flops, total_steps
-from dstrain.recipe.schema import (
-    MaskedLmRecipe,
-    QuestionAnsweringRecipe,
-    RankingRecipe,
-    Recipe,
-    RetrievalRecipe,
-    SequenceToSequenceRecipe,
-    TokenClassificationRecipe,
-)
+from dstrain.recipe.schema import Recipe
 from dstrain.train.runtime import Runtime
 
 Inputs = dict[str, Tensor]
@@ -97,34 +90,10 @@ class TaskTotals:
 
 
 def task_class(recipe: Recipe) -> type["Task"]:
-    """The class of the task that a recipe names."""
-    if isinstance(recipe, MaskedLmRecipe):
-        from dstrain.tasks.masked_lm import MaskedLm
-
-        return MaskedLm
-    if isinstance(recipe, TokenClassificationRecipe):
-        from dstrain.tasks.token_classification import TokenClassification
-
-        return TokenClassification
-    if isinstance(recipe, QuestionAnsweringRecipe):
-        from dstrain.tasks.question_answering import QuestionAnswering
-
-        return QuestionAnswering
-    if isinstance(recipe, RetrievalRecipe):
-        from dstrain.tasks.retrieval import Retrieval
-
-        return Retrieval
-    if isinstance(recipe, RankingRecipe):
-        from dstrain.tasks.ranking import Ranking
-
-        return Ranking
-    if isinstance(recipe, SequenceToSequenceRecipe):
-        from dstrain.tasks.sequence_to_sequence import SequenceToSequence
-
-        return SequenceToSequence
-    from dstrain.tasks.sequence_classification import SequenceClassification
-
-    return SequenceClassification
+    """The class of the task that a recipe names: `masked_lm` is `MaskedLm` of `dstrain.tasks.masked_lm`."""
+    name = "".join(map(str.capitalize, recipe.task.split("_")))
+    found: type[Task] = getattr(importlib.import_module(f"dstrain.tasks.{recipe.task}"), name)
+    return found
 
 
 class Task(ABC):
