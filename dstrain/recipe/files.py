@@ -13,6 +13,7 @@ from dstrain.recipe.schema import CommonRecipe
 PATH_KEYS = ("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained")
 ENCODER_DECODER = "encoder-decoder"
 _DATASETS = "datasets://"  # a data set by its name; whether it is there is seen when it is loaded
+_MADE_BY = {"build/pretrained/": "make pretrained", "build/quickstart/": "make quickstart"}
 _PATTERN_CHARACTERS = "*?[{"
 
 
@@ -54,19 +55,24 @@ def _missing(path: str, *, folder_needed: bool) -> str | None:
         return "is a remote location, and only local paths are read; copy it to a disk first"
     found = Path(absolute(path))
     if folder_needed:
-        return None if found.is_dir() else f"is not a folder (looked for {found}); correct the path"
+        return None if found.is_dir() else f"is not a folder (looked for {found}); {_remedy(path)}"
     if found.exists():
         return None
     parts = found.parts
     first_pattern = next((i for i, part in enumerate(parts) if set(part) & set(_PATTERN_CHARACTERS)), None)
     if first_pattern is None:
-        return f"does not exist (looked for {found}); correct the path"
+        return f"does not exist (looked for {found}); {_remedy(path)}"
     folder = Path(*parts[:first_pattern])
     if not folder.is_dir():
         return f"matches nothing: there is no folder {folder}; correct the path"
     if "{" not in path and not any(folder.glob(str(Path(*parts[first_pattern:])))):
         return f"matches no file in {folder}; correct the pattern"
     return None
+
+
+def _remedy(path: str) -> str:
+    commands = [command for start, command in _MADE_BY.items() if path.startswith(start)]
+    return f"`{commands[0]}` makes it, or correct the path" if commands else "correct the path"
 
 
 def _tokenizer_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

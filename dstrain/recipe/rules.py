@@ -67,16 +67,16 @@ def _row_ranges_ascend(ranges: tuple[str, ...]) -> Verdict:
 
 
 @rule("data.valid", "data.hold_out")
-def _one_held_out_set(valid: str | None, hold_out: int | None) -> Verdict:
+def _one_held_out_set(valid: str | None, hold_out: float | None) -> Verdict:
     if valid is None and hold_out is None:
-        return "and data.hold_out are both missing; give a file, or data.hold_out=1000 to take as many from data.train"
+        return "and data.hold_out are both missing; give a file, or data.hold_out=0.1 to take a tenth of data.train"
     if valid is not None and hold_out is not None:
         return f"is given beside data.hold_out={hold_out}; keep one, set the other to null"
     return None
 
 
 @rule("data.hold_out_by", "data.hold_out")
-def _groups_are_held_out(hold_out_by: str | None, hold_out: int | None) -> Verdict:
+def _groups_are_held_out(hold_out_by: str | None, hold_out: float | None) -> Verdict:
     if hold_out_by is not None and hold_out is None:
         return "says how data.hold_out is drawn, and that is not given; delete one, or give the other"
     return None

@@ -251,17 +251,17 @@ class MaskedLmData(Section):
 class ExampleData(Section):
     """Examples to fine-tune on: files of `format` (by default as their names say), or datasets://NAME[:CONFIG]#SPLIT.
 
-    Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`; with `hold_out_by`, the name
-    of a field, examples that have the same value there (an author, an article) stay together. `columns` names those of
-    CSV and TSV files without a header; `encoding` is Python's name of a file's. `longest_text` is in characters.
-    Batches are made of texts of like length: each run of `length_groups` global batches is sorted by length, and its
-    batches are shuffled. `skip_rows` as for masked_lm.
+    Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`; less than 1 is a share. With
+    `hold_out_by`, the name of a field, examples that have the same value there (an author, an article) stay together.
+    `columns` names those of CSV and TSV files without a header; `encoding` is Python's name of a file's. `longest_text`
+    is in characters. Batches are made of texts of like length: each run of `length_groups` global batches is sorted by
+    length, and its batches are shuffled. `skip_rows` as for masked_lm.
     """
 
     train: str
     valid: str | None = None
     test: str | None = None
-    hold_out: PositiveInt | None = None
+    hold_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
     hold_out_by: str | None = None
     format: FileFormat | None = None
     columns: tuple[str, ...] = ()

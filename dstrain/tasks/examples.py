@@ -1,6 +1,7 @@
 """Labelled texts: one text or a pair, with one label, several, or a number."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from dstrain.errors import CorpusError
 from dstrain.recipe.schema import ClassificationData
 from dstrain.tasks.records import Record
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, meant, shown, text_problem
+
+LABELS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,30 @@ def read_examples(data: ClassificationData, reader: SplitReader) -> tuple[list[s
                     if labels
                     else f"{data.train}: no example has a label (data.label_field={data.label_field})"
                 )
+            reader.notes.extend(_doubtful(train))
         return with_known_labels(data, labels, data.train)
 
     first = with_known_labels(data, labels, "data.labels") if labels else parser(data)
     return labels, reader.splits(first, known, lambda example: (example.text.strip(), example.pair))
+
+
+def _doubtful(train: list[Example]) -> list[str]:
+    """What people should look at among the labels: those that are spelt in two ways, and those of a single example."""
+    counts = Counter(label for example in train for label in example.labels)
+    spelt: dict[str, list[str]] = {}
+    for label in sorted(counts):
+        spelt.setdefault(label.casefold(), []).append(label)
+    notes = []
+    for ways in spelt.values():
+        if len(ways) > 1:
+            named = " and ".join(f"{label!r} ({counts[label]:,} times)" for label in ways)
+            notes.append(f"data.train: the labels {named} differ in case alone, and count as different")
+    single = [label for label in sorted(counts) if counts[label] == 1]
+    if single and 2 * len(single) <= len(counts):
+        shown = ", ".join(repr(label) for label in single[:LABELS_SHOWN])
+        more = ", …" if len(single) > LABELS_SHOWN else ""
+        notes.append(f"data.train: {len(single):,} of {len(counts):,} labels have one example each: {shown}{more}")
+    return notes
 
 
 def with_known_labels(data: ClassificationData, labels: list[str], source: str) -> Parse[Example]:
@@ -108,7 +131,7 @@ def _label(value: Any) -> str | None:
     """Labels are text; whole numbers and truth values stand for their text."""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, str | int) else None
+    return str(value).strip() if isinstance(value, str | int) else None
 
 
 def _labels(value: Any, separator: str) -> tuple[str, ...] | None:

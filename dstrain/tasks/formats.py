@@ -15,6 +15,7 @@ from dstrain.recipe.messages import nearest
 from dstrain.tasks.records import DATASETS, Record
 
 CSV_REMEDY = "quote fields that hold quotes, commas or line ends"
+COLUMN_SHOWN = 40  # characters
 
 
 class _Tabs(csv.excel_tab):
@@ -24,10 +25,15 @@ class _Tabs(csv.excel_tab):
 def csv_records(
     content: str, path: Path, columns: tuple[str, ...], needed: Mapping[str, str], *, tabs: bool
 ) -> Iterator[Record]:
-    """Lines of a table. In tab-separated ones a tab ends a field and a quote is a character like any other."""
+    """Lines of a table. In tab-separated ones a tab ends a field and a quote is a character like any other.
+
+    Others may be separated by semicolons, as spreadsheets do where the comma is in numbers: if their header says so.
+    """
     csv.field_size_limit(sys.maxsize)  # the default refuses long documents
     dialect = _Tabs if tabs else csv.excel
-    lines = csv.reader(io.StringIO(content, newline=""), dialect, strict=True)
+    first = content.partition("\n")[0].strip("\r")
+    delimiter = "\t" if tabs else ";" if "," not in first and first.count(";") else ","
+    lines = csv.reader(io.StringIO(content, newline=""), dialect, strict=True, delimiter=delimiter)
     header = list(columns) or None
     if header:
         _require_columns(header, f"{path}", needed)
@@ -58,8 +64,11 @@ def _require_columns(header: list[str], place: str, needed: Mapping[str, str]) -
     for name, key in needed.items():
         if name not in header:
             close = nearest(name, header)
-            meant = f"; did you mean {close!r}?" if close else f"; its columns are: {', '.join(map(repr, header))}"
-            mistakes.append(f"has no column {name!r}{meant} ({key})")
+            columns = ", ".join(repr(column[:COLUMN_SHOWN]) for column in header)
+            meant = f"did you mean {close!r}? Then give {key}={close}" if close else f"its columns are: {columns}"
+            mistakes.append(f"has no column {name!r} ({key}); {meant}")
+    if len(mistakes) > 1:
+        mistakes.append("give the names of the columns, as in data.label_field=class; without a header, data.columns")
     if mistakes:
         raise CorpusError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
 

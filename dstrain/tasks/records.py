@@ -121,5 +121,5 @@ def _decoded(path: Path, encoding: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise CorpusError(
             f"{path}:{line}: not {encoding.upper()} (byte 0x{content[error.start]:02x}); convert the file to UTF-8, or "
-            f"set data.encoding to what it is in"
+            f"give its encoding, as in data.encoding=cp1252 (or utf-16, gb18030, …)"
         ) from error

@@ -94,12 +94,13 @@ class SplitReader:
 
         With data.hold_out_by, groups are drawn until they have as many: all examples of a group are on the same side.
         """
-        count = self._data.hold_out
-        assert count is not None, "a valid recipe has data.valid or data.hold_out"
+        wanted = self._data.hold_out
+        assert wanted is not None, "a valid recipe has data.valid or data.hold_out"
+        count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(train)))
         if count >= len(train):
             raise CorpusError(
-                f"data.hold_out={count} takes all of the {len(train)} examples of {self._data.train}; use a tenth of "
-                f"them, as in {max(1, len(train) // 10)}"
+                f"data.hold_out={count} takes all of the {len(train)} examples of {self._data.train}; use 0.1 for a "
+                f"tenth of them"
             )
         key = stream_key(self._data.seed, "hold out")
         if self._data.hold_out_by is None:

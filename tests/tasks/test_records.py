@@ -158,11 +158,15 @@ def test_pairs_sets_and_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "txt,label\nx,y\n", "a.csv:1: has no column 'text'; did you mean 'txt'? (data.text_field)"),
+        (
+            "a.csv",
+            "txt,label\nx,y\n",
+            "a.csv:1: has no column 'text' (data.text_field); did you mean 'txt'? Then give data.text_field=txt",
+        ),
         (
             "a.csv",
             "text,b,c\nx,y,z\n",
-            "a.csv:1: has no column 'label'; its columns are: 'text', 'b', 'c' (data.label_field)",
+            "a.csv:1: has no column 'label' (data.label_field); its columns are: 'text', 'b', 'c'",
         ),
         ("a.csv", "text,label,text\nx,y,z\n", "a.csv:1: the column 'text' is there twice; rename one of them"),
         ("a.csv", "text,label\nx,y\nx,y,z\n", "a.csv:3: has 3 fields, the header has 2; quote fields that hold commas"),
@@ -181,7 +185,8 @@ def test_pairs_sets_and_numbers(tmp_path: Path) -> None:
         (
             "a.csv",
             b"text,label\nx,y\n\xe9,z\n",
-            "a.csv:3: not UTF-8 (byte 0xe9); convert the file to UTF-8, or set data.encoding to what it is in",
+            "a.csv:3: not UTF-8 (byte 0xe9); convert the file to UTF-8, or give its encoding, as in "
+            "data.encoding=cp1252 (or utf-16, gb18030, …)",
         ),
         ("a.csv", "text,label\n", "a.csv: no example in it; give one a line"),
         ("a.csv", "", "a.csv: no example in it; give one a line"),
@@ -279,7 +284,7 @@ def test_labels_come_from_train_and_shared_texts_are_counted(tmp_path: Path) -> 
 def test_held_out_examples_are_drawn_from_train(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", "text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)))
 
-    def held_out(seed: int, count: int = 5) -> Splits[Example]:
+    def held_out(seed: int, count: float = 5) -> Splits[Example]:
         section = ClassificationData(train=str(train), hold_out=count, sequence_length=16, seed=seed)
         return read(section)[1]
 
@@ -287,7 +292,11 @@ def test_held_out_examples_are_drawn_from_train(tmp_path: Path) -> None:
     assert (len(first.train), len(first.valid)) == (15, 5)
     assert not {example.line for example in first.train} & {example.line for example in first.valid}
     assert held_out(0) == first != held_out(1)
-    with pytest.raises(CorpusError, match=r"data\.hold_out=20 takes all of the 20 examples of \S+; .* as in 2"):
+    assert held_out(0, 0.25) == first
+    assert len(held_out(0, 0.001).valid) == 1
+    with pytest.raises(
+        CorpusError, match=r"data\.hold_out=20 takes all of the 20 examples of \S+; use 0\.1 for a tenth"
+    ):
         held_out(0, 20)
 
 
@@ -312,8 +321,27 @@ def test_examples_of_one_author_are_held_out_together(tmp_path: Path) -> None:
     assert held_out(5, "author", 1)[1] != held_out(5, "author", 2)[1]
     with pytest.raises(CorpusError, match=r"takes all examples of \S+: it has only 2 different values there"):
         held_out(13, "label")
-    with pytest.raises(CorpusError, match=r"has no column 'autor'; did you mean 'author'\? \(data\.hold_out_by\)"):
+    with pytest.raises(CorpusError, match=r"has no column 'autor' \(data\.hold_out_by\); did you mean 'author'\?"):
         held_out(5, "autor")
+
+
+def test_a_table_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text;label\n"one; two, three";a\nfour;b\n')
+    assert [(one.text, one.target) for one in examples(path)] == [("one; two, three", "a"), ("four", "b")]
+    path = write(tmp_path / "b.csv", "text,label;kind\none,a\n")
+    with pytest.raises(CorpusError, match="did you mean 'label;kind'"):
+        examples(path)
+
+
+def test_labels_that_look_like_mistakes_are_pointed_out(tmp_path: Path) -> None:
+    lines = ["one,good", "two,good ", "three,Good", "four,bad", "five,bad", "six,bda"]
+    train = write(tmp_path / "train.csv", "text,label\n" + "\n".join(lines) + "\n")
+    labels, _, reader = read(data(train, train))
+    assert labels == ["Good", "bad", "bda", "good"]
+    assert reader.notes[:2] == [
+        "data.train: the labels 'Good' (1 times) and 'good' (2 times) differ in case alone, and count as different",
+        "data.train: 2 of 4 labels have one example each: 'Good', 'bda'",
+    ]
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:
