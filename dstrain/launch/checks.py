@@ -146,7 +146,8 @@ def _device_problems(nodes: Nodes) -> Problems:
 def _path_problems(nodes: Nodes) -> Problems:
     for host, there in nodes.facts.items():
         for path in there.missing:
-            yield "error", host, f"{path} is not there, or empty", "the same files have to be there on every host"
+            words = f"{path} is missing, empty or not readable"
+            yield "error", host, words, "the same files have to be there on every host"
         for location, digest in there.corpora.items():
             expected = nodes.here.corpora.get(location)
             if digest.startswith("error: "):

@@ -64,7 +64,7 @@ class Facts:
     code: str  # digest of the package
     versions: dict[str, str | None]
     time_unix: float
-    missing: list[str]  # of the paths; empty folders, too: a disk is mounted there elsewhere
+    missing: list[str]  # of the paths; also empty folders, where a disk is not mounted, and what may not be read
     token: str | None  # what the file holds here
     unwritable: str | None  # why nothing can be written into the run's folder
     file_system: str
@@ -149,7 +149,10 @@ def _written(folder: Path, node: int, size: int) -> tuple[str | None, float]:
 
 
 def _is_there(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()
+    try:
+        return any(path.iterdir()) if path.is_dir() else os.access(path, os.R_OK)
+    except OSError:  # a folder above it may not be looked into
+        return False
 
 
 def _existing(folder: Path) -> Path:

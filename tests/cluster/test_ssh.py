@@ -229,7 +229,7 @@ def test_hosts_with_other_code_data_or_time_or_without_python_are_named_before_a
     )
     assert re.fullmatch(r"node2: has other code of dstrain \(\w+, here \w+\)", errors[1])
     assert re.fullmatch(r"node3: its clock is off by -3[56]\d\d s", errors[2])
-    assert errors[3:] == [f"node3: {recipe.data.train} is not there, or empty"]
+    assert errors[3:] == [f"node3: {recipe.data.train} is missing, empty or not readable"]
     assert project.attempts() == 0
 
 

@@ -81,7 +81,7 @@ def test_sound_nodes_give_one_line_for_each_check() -> None:
         ({"versions": SOUND.versions | {"torch": None}}, "error", "has torch none, here it is 2.9.0"),
         ({"time_unix": 940.0}, "error", "its clock is off by -60 s"),
         ({"visible_devices": 4}, "error", "8 ranks are to share 4 devices; say --procs-per-node 4"),
-        ({"missing": ["/data"]}, "error", "/data is not there"),
+        ({"missing": ["/data"]}, "error", "/data is missing, empty or not readable"),
         ({"corpora": {"corpus": "error: no shards"}}, "error", "cannot read corpus: no shards"),
         ({"corpora": {"corpus": "0ther"}}, "error", "corpus is another corpus there (digest 0ther, here d16e57)"),
         ({"token": None}, "error", "does not see the run's folder as this machine does"),
