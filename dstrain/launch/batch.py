@@ -62,7 +62,7 @@ def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
             print(f"{submission.name}: done already", file=sys.stderr)
             close_record(run_dir, EXIT_DONE)
             return EXIT_DONE
-        idle = attempts_without_progress(run_dir)
+        idle = attempts_without_progress(run_dir, submission.first_attempt)
         if idle > submission.max_restarts:
             words = f"{idle} attempts without a newer checkpoint, more than --max-restarts={submission.max_restarts}"
             print(f"{submission.name}: {words}; attempts/ has what became of each", file=sys.stderr)
@@ -123,10 +123,10 @@ def is_done(run_dir: Path) -> bool:
     return evidence.outcome(folder) == "done" and outcome.stat().st_mtime > written
 
 
-def attempts_without_progress(run_dir: Path) -> int:
-    """How many of the newest attempts, one after another, began at the checkpoint that is still the newest."""
+def attempts_without_progress(run_dir: Path, first_attempt: int) -> int:
+    """How many of the attempts since `first_attempt`, one after another, began at the checkpoint that is the newest."""
     newest, count = newest_checkpoint_step(run_dir), 0
-    for number in range(next_attempt(run_dir) - 1, 0, -1):
+    for number in range(next_attempt(run_dir) - 1, first_attempt - 1, -1):
         try:
             began = json.loads((attempt_folder(run_dir, number) / "command.json").read_text())["checkpoint_before"]
         except (OSError, ValueError, KeyError):

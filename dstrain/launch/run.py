@@ -153,6 +153,7 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
         max_restarts=args.max_restarts,
         code=code_digest(),
         chain=args.chain,
+        first_attempt=next_attempt(run_dir),
     )
     node_settings(profile, submission.folder, os.environ)  # are all variables there?
     timings = Timings.read(run_dir)

@@ -46,6 +46,7 @@ class Submission:
     max_restarts: int
     code: str  # digest of the source
     chain: int | None  # how many jobs one after another; None: one that requeues itself
+    first_attempt: int = 1  # since it was submitted: what failed before, a person has seen
 
     def as_json(self) -> dict[str, Any]:
         """What `submission.json` holds. There is no secret in it: a profile has none."""

@@ -9,6 +9,7 @@ import pytest
 from dstrain.cli import parse
 from dstrain.launch.lint import lint
 from dstrain.launch.profile import load_profile
+from dstrain.launch.verdict import _HANGS, _KNOWN, _LASTING
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/operations.md").read_text()
@@ -25,6 +26,16 @@ def test_each_command_is_one(command: str) -> None:
     if arguments.command == "run":
         assert (ROOT / arguments.recipe).is_file()
         assert arguments.on is None or (ROOT / arguments.on).is_file()
+
+
+def test_each_cause_of_a_verdict_is_explained() -> None:
+    causes = [cause for table in (_HANGS, _LASTING, _KNOWN) for _, cause, _ in table]
+    causes += ["out-of-memory killer", "a mapped file lost its storage", "a crash in native code"]
+    assert len(causes) == 16
+    table = GUIDE[GUIDE.index("| the verdict says |") : GUIDE.index("**Hangs.**")]
+    for cause in causes:
+        words = re.split(r"[:,]| where | of the process | of its own", cause)[0]
+        assert f"| {words}" in table or f", {words}" in table, cause
 
 
 def test_each_container_passes_on_what_ranks_need(tmp_path: Path) -> None:

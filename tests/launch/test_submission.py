@@ -145,14 +145,16 @@ def test_the_warning_comes_after_the_supervisors_own_clock() -> None:
 
 
 def test_attempts_without_progress_are_counted_over_all_jobs(tmp_path: Path) -> None:
-    assert attempts_without_progress(tmp_path) == 0
+    assert attempts_without_progress(tmp_path, 1) == 0
     for number, before in enumerate([None, None, 10, 20, 20], start=1):
         write_json(tmp_path / f"attempts/{number:04d}/command.json", {"checkpoint_before": before})
-    assert attempts_without_progress(tmp_path) == 0  # there is no checkpoint now: they were all pruned
+    assert attempts_without_progress(tmp_path, 1) == 0  # there is no checkpoint now: they were all pruned
     write_json(tmp_path / "checkpoints/step-0000000020/manifest.json", {})
-    assert attempts_without_progress(tmp_path) == 2
+    assert attempts_without_progress(tmp_path, 1) == 2
+    assert attempts_without_progress(tmp_path, 5) == 1
+    assert attempts_without_progress(tmp_path, 6) == 0  # it was submitted again
     write_json(tmp_path / "checkpoints/step-0000000030/manifest.json", {})
-    assert attempts_without_progress(tmp_path) == 0
+    assert attempts_without_progress(tmp_path, 1) == 0
 
 
 def test_a_later_job_of_a_chain_finds_the_run_done_unless_the_recipe_is_newer(tmp_path: Path) -> None:
