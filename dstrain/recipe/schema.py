@@ -551,10 +551,13 @@ class QuestionAnsweringRecipe(CommonRecipe):
 class ContrastiveLoss(Section):
     """InfoNCE (van den Oord et al. 2018) over all documents of the global batch; `symmetric`: over its queries too.
 
-    Similarities are cosines ÷ `temperature`. Documents known to be relevant to a query are never its negatives.
+    Similarities are cosines ÷ `temperature`. Documents known to be relevant to a query are never its negatives. Those
+    which answer many queries are among the negatives as often, and so are learnt to be unlikely; `frequency_correction`
+    takes that back (Yi et al. 2019), where it is popular documents that are wanted.
     """
 
     temperature: PositiveFloat = 0.05
+    frequency_correction: bool = False
     symmetric: bool = False
 
 

@@ -34,6 +34,7 @@ def contrast(
     targets: NDArray[np.int64],
     negatives: NDArray[np.bool_],
     *,
+    offsets: NDArray[np.float32],
     temperature: float,
     symmetric: bool,
 ) -> Contrast:
@@ -45,18 +46,19 @@ def contrast(
         documents: the same of all documents, fp32 (documents, hidden_size).
         targets: (rows,) which document is that of each query.
         negatives: (rows, documents) which documents each query is trained away from; its target is not one.
+        offsets: (documents,) what is added to the similarities that queries choose by.
         temperature: divides the similarities.
         symmetric: whether documents also choose among queries.
     """
     queries, documents = queries.clone().requires_grad_(), documents.clone().requires_grad_()
     place, allowed = torch.tensor(targets).to(queries.device), torch.tensor(negatives).to(queries.device)
-    own = torch.arange(len(queries), device=queries.device)
+    own, added = torch.arange(len(queries), device=queries.device), torch.tensor(offsets, device=queries.device)
     allowed[own, place] = True
     share = 0.5 if symmetric else 1.0
     losses, right = torch.zeros(len(queries), device=queries.device), torch.zeros(len(queries), device=queries.device)
     with torch.enable_grad():
         for rows in torch.split(own, ROWS_AT_ONCE):
-            logits = (queries[rows] @ documents.T / temperature).masked_fill(~allowed[rows], -torch.inf)
+            logits = (queries[rows] @ documents.T / temperature + added).masked_fill(~allowed[rows], -torch.inf)
             _add(losses, rows, logits, place[rows], share)
             right[rows] = (logits.argmax(dim=-1) == place[rows]).float()
             if symmetric:

@@ -5,9 +5,11 @@ batch is a negative too, unless it is known to answer the query: exactly so on a
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,9 @@ class Retrieval(ExampleTask[Query]):
             vectors[len(rows) :],
             layout.first_documents,
             negatives_of([self._known[row.example] for row in rows], layout.documents),
+            offsets=self._offsets(rows, layout)
+            if loss.frequency_correction
+            else np.zeros(len(layout.documents), np.float32),
             temperature=loss.temperature,
             symmetric=loss.symmetric,
         )
@@ -197,6 +202,22 @@ class Retrieval(ExampleTask[Query]):
             )
             for batch in batches
         ]
+
+    def _offsets(self, rows: Sequence[Row], layout: "_Layout") -> NDArray[np.float32]:
+        """(documents of the global batch,): of a row's own document minus the logarithm of how often the batch has it.
+
+        That is its share of the training rows × the rows of the batch. The negatives of a row were not drawn: 0.
+        """
+        train = self.rows["train"]
+        counts = np.array([self._counts[int(row.target[1])] for row in rows])
+        offsets = np.zeros(len(layout.documents), np.float32)
+        offsets[layout.first_documents] = -np.log(counts * len(rows) / len(train))
+        return offsets
+
+    @cached_property
+    def _counts(self) -> Counter[int]:
+        """By number of a document, of how many training rows it is the own one."""
+        return Counter(int(row.target[1]) for row in self.rows["train"])
 
     # ------------------------------------------------------------ evaluation
 
@@ -218,15 +239,16 @@ class Retrieval(ExampleTask[Query]):
             part = queries[start : start + QUERIES_AT_ONCE]
             similarities = vectors[start : start + len(part)] @ documents
             for query, own in zip(part, similarities, strict=True):
-                hidden = [place_of[key] for key in query.excluded if key in place_of]
+                excluded = frozenset(query.excluded)
+                hidden = [place_of[key] for key in excluded if key in place_of]
                 own[hidden] = -np.inf
-                ranked = [keys[place] for place in np.argsort(-own, kind="stable")[: DEEP + len(hidden)]]
-                ranked = [key for key in ranked if key not in query.excluded]
+                order = np.argsort(-own, kind="stable")[: min(DEEP, len(keys) - len(hidden))]
+                ranked = [keys[place] for place in order]
                 scores = ranking_scores(ranked, query.relevance)
                 judged.append({"predicted": self._judgements.shown(ranked), "scores": scores})
                 losses += list_losses(own / self._recipe.loss.temperature, [place_of[key] for key in query.relevant])
-                usual = [key for key in popular if key not in query.excluded]
-                by_popularity.append(ranking_scores(usual, query.relevance))
+                usual = islice((key for key in popular if key not in excluded), DEEP)
+                by_popularity.append(ranking_scores(list(usual), query.relevance))
         means = mean_scores([each["scores"] for each in judged])
         report = means | {"documents": len(keys), "popularity": mean_scores(by_popularity)}
         return {"loss": float(np.mean(losses or [0.0])), **means, "report": report, "judged": judged}

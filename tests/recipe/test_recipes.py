@@ -14,6 +14,7 @@ DEBUG = ("tiny-bert", "tiny-modernbert", "tiny-roberta")
 FINETUNE = (
     *("docstring-package", "docstring-package-scratch", "sentiment", "banking77", "mr", "imdb"),
     *("banking77-scope", "wnut17", "weibo_ner", "squad"),
+    *("cranfield", "cranfield-rerank", "recommendation"),
 )
 SHIPPED = [
     *(f"pretrain/{name}" for name in PRETRAIN),

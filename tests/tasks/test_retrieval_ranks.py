@@ -70,13 +70,18 @@ def reference(recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float3
         means = [one[0] if recipe.pooling == "cls" else one.mean(dim=0) for one in hidden]
         vectors.append(torch.stack([one / one.norm() for one in means]))
     scores = vectors[0] @ vectors[1].T / recipe.loss.temperature
+    owned = [document for positives in relevant.values() for document in positives]
     own = np.cumsum([0] + [sizes[query] for query in said[0]])[:-1].tolist()
     shared = losses = 0
     total = torch.zeros(())
     for row, query in enumerate(said[0]):
         rivals = [at for at, text in enumerate(said[1]) if text not in relevant[query]]
         shared += len(said[1]) - 1 - len(rivals)
-        loss = torch.logsumexp(scores[row, [own[row], *rivals]], dim=0) - scores[row, own[row]]
+        logits = scores[row].clone()
+        if recipe.loss.frequency_correction:
+            for at in own:
+                logits[at] = logits[at] - np.log(owned.count(said[1][at]) * 8 / len(owned))
+        loss = torch.logsumexp(logits[[own[row], *rivals]], dim=0) - logits[own[row]]
         if recipe.loss.symmetric:
             document = said[1][own[row]]
             askers = [at for at, other in enumerate(said[0]) if document not in relevant[other]]
@@ -101,7 +106,10 @@ def dense(rank: int, world: int, recipe: Recipe, folder: Path) -> tuple[dict[str
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(1, (8, 4)), (2, (2, 1))])
 def test_one_gradient_for_every_split_and_stage(world: int, micro_batches: tuple[int, ...], folder: Path) -> None:
-    cases = [*itertools.product(STAGES, micro_batches, (("mean", "true"),)), (0, micro_batches[0], ("cls", "false"))]
+    cases = [
+        *itertools.product(STAGES, micro_batches, (("mean", "true", "false"),)),
+        (0, micro_batches[0], ("cls", "false", "true")),
+    ]
     recipes = [
         loaded(
             folder,
@@ -109,8 +117,9 @@ def test_one_gradient_for_every_split_and_stage(world: int, micro_batches: tuple
             f"train.micro_batch_rows={rows}",
             f"pooling={pooling}",
             f"loss.symmetric={symmetric}",
+            f"loss.frequency_correction={correction}",
         )
-        for stage, rows, (pooling, symmetric) in cases
+        for stage, rows, (pooling, symmetric, correction) in cases
     ]
     by_rank = run_ranks(world, gradient_pieces, recipes)
     expected = {
