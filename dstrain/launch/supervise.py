@@ -19,6 +19,7 @@ from dstrain.launch.run_record import Recorder
 from dstrain.launch.stops import Stops
 from dstrain.launch.verdict import PastFailure, Verdict, decide, explain, first_failure, signature
 from dstrain.rank import write_json
+from dstrain.train.report import scores_in_words
 
 EXIT_INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
@@ -51,6 +52,9 @@ def _supervise(job: Job, progress: RunProgress, stops: Stops, recorder: Recorder
             recorder.attempt(job)
             ended = run_attempt(job, number, stops, progress)
             if ended.result == "done":
+                with contextlib.suppress(OSError, UserError):
+                    for line in scores_in_words(job.run_dir):
+                        progress.note(f"{job.name}: {line}")
                 progress.note(f"{job.name}: done; everything is in {job.run_dir}")
                 return EXIT_DONE
             if ended.result == "killed":

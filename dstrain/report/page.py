@@ -81,7 +81,8 @@ def read_predictions(run_dir: Path, split: str) -> list[Judged]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # a text may hold other line ends, such as U+0085, at which str.splitlines would cut it
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); delete it, or run the recipe's last step again") from error
 

@@ -78,7 +78,8 @@ class Index:
         """Open what `build` wrote. Raises UserError where it is not there, damaged, or needs a FAISS that is not."""
         try:
             about = json.loads((folder / INDEX).read_bytes())
-            lines = [json.loads(line) for line in (folder / DOCUMENTS).read_text(encoding="utf-8").splitlines()]
+            content = (folder / DOCUMENTS).read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in content.split("\n") if line]  # texts may hold other line ends
             vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
             model, kind, shape = Path(about["model"]), about["faiss"], (about["documents"], about["dimensions"])
             ids, texts = [line["id"] for line in lines], [line["text"] for line in lines]

@@ -94,7 +94,7 @@ def threshold_command(args: Namespace) -> int:
 def _judged_by_the_run(path: Path) -> tuple[Floats, NDArray[np.bool_], Floats]:
     """As `_judged`, from what the run itself said of the texts that it held out: all of them in scope."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         right = np.array([line["label"] == line["predicted"] for line in lines], bool)
         return np.array([line["confidence"] for line in lines], np.float64), right, np.zeros(0)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -137,6 +137,21 @@ def summarize_run(run_dir: Path) -> RunSummary:
     )
 
 
+def scores_in_words(run_dir: Path) -> list[str]:
+    """The last scores of a run, a line for each held-out set: what somebody who waited for it wants to know first."""
+    metrics_file = run_dir / "metrics.jsonl"
+    evaluations = read_metrics(metrics_file).evaluations if metrics_file.is_file() else []
+    last = evaluations[-1] if evaluations else {}
+    valid = {name.removeprefix("valid_"): value for name, value in last.items() if name.startswith("valid_")}
+    sets = {"held out": valid, "test set": _test_scores(run_dir)}
+    lines = []
+    for name, scores in sets.items():
+        numbers = [f"{key} {value:.3f}" for key, value in scores.items() if isinstance(value, float)]
+        lines += [f"{name}: {', '.join(numbers)}"] if numbers else []
+    page = run_dir / "report.html"
+    return [*lines, f"report: {page}"] if page.is_file() else lines
+
+
 def _test_scores(run_dir: Path) -> dict[str, float]:
     try:
         scores = json.loads((run_dir / "test.json").read_bytes())

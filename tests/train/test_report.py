@@ -11,7 +11,8 @@ import pytest
 
 from dstrain.errors import UserError
 from dstrain.launch.verdict import RankFailure, Verdict
-from dstrain.train.report import read_metrics, report_command, summarize_run
+from dstrain.report.page import read_predictions
+from dstrain.train.report import read_metrics, report_command, scores_in_words, summarize_run
 
 RECIPE = """
 name: {name}
@@ -169,6 +170,22 @@ def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert (run["step"], run["loss_best"], run["evaluation"]["macro_f1"]) == (40, 0.4, 0.7333)
     assert run["classification"]["confusion"] == [[1, 1], [0, 2]]
+
+
+def test_the_end_of_a_run_says_what_it_reached(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "one")
+    assert scores_in_words(folder) == ["held out: loss 0.600, accuracy 0.750, macro_f1 0.733"]
+    (folder / "test.json").write_text(json.dumps({"step": 40, "accuracy": 0.7}))
+    (folder / "report.html").touch()
+    assert scores_in_words(folder)[1:] == ["test set: accuracy 0.700", f"report: {folder}/report.html"]
+    assert scores_in_words(tmp_path) == []
+
+
+def test_a_text_may_hold_any_line_end(tmp_path: Path) -> None:
+    judged = [{"text": "one\u0085two\u2028three"}, {"text": "four"}]
+    lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in judged]
+    (tmp_path / "predictions-valid.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert read_predictions(tmp_path, "valid") == judged
 
 
 def test_a_run_that_has_not_begun_has_a_report(tmp_path: Path) -> None:
