@@ -119,7 +119,7 @@ def activation_bytes(recipe: Recipe, shape: AnyShape, *, checkpointing: bool, on
         assert isinstance(shape, PairShape)
         return pair_activation_bytes(recipe, shape, element=element, checkpointing=checkpointing, on_cpu=on_cpu)
     assert isinstance(shape, ModelShape)
-    rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
+    rows, length = _rows(recipe), recipe.data.sequence_length
     token_elements = rows * length * shape.hidden_size
     dropped = element if on_cpu else 1
     layer = rows * length * _layer_bytes_per_token(shape, element, dropped)
@@ -131,12 +131,17 @@ def activation_bytes(recipe: Recipe, shape: AnyShape, *, checkpointing: bool, on
     return layers + embeddings + _shared_bytes(recipe, shape) + _head_bytes(recipe, shape, element)
 
 
+def _rows(recipe: Recipe) -> int:
+    """Return the rows of `data.sequence_length` in a micro-batch; where a row is many texts, more than it has."""
+    return -(-recipe.train.micro_batch_rows * recipe.data.row_tokens // recipe.data.sequence_length)
+
+
 def _shared_bytes(recipe: Recipe, shape: ModelShape) -> int:
     """Return the bytes of what is made once and used by all layers: the masks, and the rotation's sines and cosines.
 
     ModernBERT has two of each, as some of its layers attend within a window only.
     """
-    tokens, length = recipe.train.micro_batch_rows * recipe.data.sequence_length, recipe.data.sequence_length
+    tokens, length = _rows(recipe) * recipe.data.sequence_length, recipe.data.sequence_length
     if shape.architecture != "modernbert":
         return tokens * length * ELEMENT_BYTES[recipe.train.precision]
     return 2 * tokens * (length + 2 * shape.hidden_size // shape.heads) * ELEMENT_BYTES[recipe.train.precision]
@@ -156,7 +161,7 @@ def _layer_bytes_per_token(shape: ModelShape, element: int, dropped: int) -> int
 
 def _attention_bytes(recipe: Recipe, shape: ModelShape, element: int, dropped: int, *, on_cpu: bool) -> int:
     """Return what a layer's attention keeps besides its inputs and outputs: scores, and what precedes the rotation."""
-    rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
+    rows, length = _rows(recipe), recipe.data.sequence_length
     pairs = rows * length * length  # of tokens
     if recipe.model.attention == "eager":
         modern = shape.architecture == "modernbert"  # its softmax is in fp32, and then rounded
@@ -172,7 +177,7 @@ def _attention_bytes(recipe: Recipe, shape: ModelShape, element: int, dropped: i
 
 def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
     """Four inputs and outputs of the transform; the logits as computed, their log-softmax and its gradient in fp32."""
-    rows, hidden = recipe.train.micro_batch_rows, shape.hidden_size
+    rows, hidden = _rows(recipe), shape.hidden_size
     if isinstance(recipe, ClassificationRecipe):
         return rows * 4 * hidden * element
     if not isinstance(recipe, MaskedLmRecipe):  # an output for every token

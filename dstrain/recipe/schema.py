@@ -362,6 +362,12 @@ class RetrievalData(ExampleData):
     negatives: NonNegativeInt = 4
     query_length: PositiveInt = 64
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest query and of its documents."""
+        given = self.negatives_field is not None or self.candidates_field is not None
+        return self.query_length + (1 + (self.negatives if given else 0)) * self.sequence_length
+
 
 class SequenceToSequenceData(ExampleData):
     """Texts and what is to be written of them: fields of records, or parallel files as in train.{en,de}.gz.

@@ -195,7 +195,7 @@ def _parser(
             if key is not None
         }
         for name, key in wanted.items():
-            if record.fields.get(key) is None and name not in ("query", "relevant"):
+            if record.fields.get(key) in (None, "") and name not in ("query", "relevant"):
                 continue  # a record may have none of these
             keys = (question if name == "query" else document)(record.fields[key], key)
             if isinstance(keys, _Problem):

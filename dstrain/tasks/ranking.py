@@ -152,8 +152,10 @@ class Ranking(ExampleTask[Query]):
             elif len(keys):
                 losses += list_losses(logits, np.flatnonzero(answered).tolist())
         means = mean_scores([each["scores"] for each in judged])
-        report = means | {"pairs": len(answers), "as_given": mean_scores(given)}
-        return {"loss": float(np.mean(losses or [0.0])), **means, "report": report, "judged": judged}
+        order = mean_scores(given)
+        report = means | {"pairs": len(answers), "as_given": order}
+        baseline = {"as_given_ndcg_10": order["ndcg_10"]}
+        return {"loss": float(np.mean(losses or [0.0])), **means, **baseline, "report": report, "judged": judged}
 
     def described(self, example: Query) -> tuple[int, str, str]:
         """See `ExampleTask`."""

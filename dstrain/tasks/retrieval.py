@@ -247,11 +247,13 @@ class Retrieval(ExampleTask[Query]):
                 scores = ranking_scores(ranked, query.relevance)
                 judged.append({"predicted": self._judgements.shown(ranked), "scores": scores})
                 losses += list_losses(own / self._recipe.loss.temperature, [place_of[key] for key in query.relevant])
-                usual = islice((key for key in popular if key not in excluded), DEEP)
-                by_popularity.append(ranking_scores(list(usual), query.relevance))
+                popular_here = islice((key for key in popular if key not in excluded), DEEP)
+                by_popularity.append(ranking_scores(list(popular_here), query.relevance))
         means = mean_scores([each["scores"] for each in judged])
-        report = means | {"documents": len(keys), "popularity": mean_scores(by_popularity)}
-        return {"loss": float(np.mean(losses or [0.0])), **means, "report": report, "judged": judged}
+        usual = mean_scores(by_popularity)
+        report = means | {"documents": len(keys), "popularity": usual}
+        baseline = {"popularity_ndcg_10": usual["ndcg_10"]}
+        return {"loss": float(np.mean(losses or [0.0])), **means, **baseline, "report": report, "judged": judged}
 
     def _popularity(self, keys: Sequence[str]) -> list[str]:
         """What ranking without looking at the query gives: documents by how many training queries they answer."""
