@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-BOOT_SECONDS = 20.0
-POWER_OFF_SECONDS = 20.0
+BOOT_SECONDS = 60.0
+POWER_OFF_SECONDS = 60.0
 FOLDER_CHARACTERS = 60  # of the 107 that the path of a socket may have
 MARK = "lab.json"  # a folder with this file in it belongs to a lab, which may delete it
 

@@ -20,7 +20,7 @@ from lab_host import Host, LabError, cannot_host, changing, check_folder, read_m
 KIND = "slurm"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "unshare", "nsenter", "setsid", "timeout")
 GPUS_PER_NODE = 2  # pretended ones: --gres=gpu:N sets CUDA_VISIBLE_DEVICES
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 CONTROLLER = 100  # last number of ctl's address
 SERVING = frozenset({"idle", "mixed", "allocated", "completing"})  # states of a node that takes jobs
 
@@ -54,9 +54,9 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0,sched_min_interval=0
 SlurmdTimeout=10
 SlurmctldTimeout=10
-MessageTimeout=10
-TCPTimeout=2
-BatchStartTimeout=10
+MessageTimeout=30
+TCPTimeout=10
+BatchStartTimeout=60
 EpilogMsgTime=1
 MinJobAge=3600
 SelectType=select/cons_tres
@@ -66,13 +66,13 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-KillWait=10
+KillWait=30
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/jobcomp.log
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=1:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=main Nodes=ALL Default=YES MaxTime=1:00:00 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high Nodes=ALL MaxTime=1:00:00 State=UP PriorityTier=10 PreemptMode=OFF
 """
 NODE = (

@@ -14,7 +14,7 @@ from lab_host import Host, LabError, cannot_host, changing, check_folder, read_m
 
 KIND = "ssh"
 PROGRAMS = ("/usr/sbin/sshd", "ssh", "ssh-keygen", "pdsh", "ip", "unshare", "nsenter", "setsid", "timeout")
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 CONTROLLER = 100  # last number of ctl's address
 SWITCH = "switch"
 
