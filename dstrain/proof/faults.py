@@ -114,11 +114,10 @@ def _repair_shard(course: Course) -> None:
 
 def _wedge_reader(course: Course) -> None:
     """SIGSTOP of the process that makes the chosen rank's rows."""
-    os.kill(reader_of(course.trial.rank_pid(course.rank)), signal.SIGSTOP)
+    os.kill(_reader_of(course.trial.rank_pid(course.rank)), signal.SIGSTOP)
 
 
-def reader_of(rank_pid: int) -> int:
-    """The process that makes a rank's rows. Raises ProcessLookupError: it has none."""
+def _reader_of(rank_pid: int) -> int:
     children = Path(f"/proc/{rank_pid}/task").glob("*/children")
     for pid in (word for file in children for word in file.read_text().split()):
         if WORKER_PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
