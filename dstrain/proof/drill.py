@@ -191,12 +191,13 @@ def _recovers(course: Course, fault: Fault, outcome: Outcome, attempt: int, save
         if code != expected.exit_code:
             outcome.notes.append(f"exit code {code}, not {expected.exit_code}{course.trial.end_of_log}")
         attempt = course.trial.attempts
-    ended = time.time()
+    over = ended = time.time()
     since, saved = course.newest_step(), [*saved, *(s for s in course.saved_steps() if s > saved[-1])]
     injected = max(course.fired(), course.injected_unix)
     verdict = course.verdict(attempt)
     if verdict is not None:
         ended = verdict["time_unix"]
+        over = ended if expected.exit_code is None else over
         noticed = course.noticed(attempt)
         outcome.detected_after = max(0.0, min(ended, noticed or ended) - injected)
     outcome.notes += verdict_objections(expected, verdict, course.rank)
@@ -208,8 +209,7 @@ def _recovers(course: Course, fault: Fault, outcome: Outcome, attempt: int, save
     course.wait("the first step after it", lambda: course.phase(attempt + 1, "first step"))
     moments = [course.phase(attempt + 1, phase) for phase in ("load", "data", "first step")]
     load, data, first = (moment["time_unix"] for moment in moments if moment is not None)
-    if expected.exit_code is None:
-        outcome.seconds["stop"] = max(0.0, ended - injected - (outcome.detected_after or 0.0))
+    outcome.seconds["stop"] = max(0.0, over - injected - (outcome.detected_after or 0.0))
     outcome.seconds |= {"restart": load - ended, "load": data - load, "first step": first - data}
     loaded = course.phase(attempt + 1, "load", last=True)
     resumed = loaded["step"] if loaded is not None else 0

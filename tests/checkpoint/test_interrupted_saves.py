@@ -25,6 +25,7 @@ from dstrain.recipe.show import resolved_yaml
 pytestmark = pytest.mark.ranks
 MIDDLE = "in the middle of the file"
 RANK_0_DIES = [
+    "save:copy",
     "save:stage",
     "save:write",
     MIDDLE,
@@ -34,7 +35,7 @@ RANK_0_DIES = [
     "save:latest",
     "save:prune",
 ]
-RANK_1_DIES = ["save:stage", "save:write", MIDDLE, "save:vote", "save:commit", "save:latest"]
+RANK_1_DIES = ["save:copy", "save:stage", "save:write", MIDDLE, "save:vote", "save:commit", "save:latest"]
 COMMITTED_BEFORE = {"save:latest", "save:prune"}  # rank 0 alone commits, so these say that it has
 DEATHS = [(0, phase) for phase in RANK_0_DIES] + [(1, phase) for phase in RANK_1_DIES]
 
@@ -189,6 +190,60 @@ def save_until_it_fails(rank: int, world_size: int, recipe: Recipe, run_dir: Pat
     except CheckpointError as error:
         return str(error)
     raise AssertionError("it fitted")
+
+
+def test_whichever_write_finds_the_disk_full_the_old_checkpoints_stay(
+    tiny_recipe: Callable[..., Recipe], small_disk: Path
+) -> None:
+    recipe = tiny_recipe("checkpoint.keep_last=2")
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    (found,) = run_ranks(1, save_with_ever_more_room, recipe, small_disk / "run")
+    # the vote tells of a write of the rank's file
+    assert list(dict.fromkeys(where for _, where, _ in found)) == ["save:vote", "save:commit", "save:latest", ""]
+    for free, where, steps in found:
+        newest = [3, 2] if where == "" else [3, 2, 1] if where == "save:latest" else [2, 1]
+        assert steps == newest, (free, where)
+
+
+def save_with_ever_more_room(
+    rank: int, world_size: int, recipe: Recipe, run_dir: Path
+) -> list[tuple[int, str, list[int]]]:
+    """(pages that were free, phase in which saving step 3 failed, sound checkpoints then) until it fits."""
+    run, filler, found = job(recipe), run_dir.parent / "filler", []
+    run.read_rows(3)
+    for _ in range(2):
+        run.train(1)
+        run.save(run_dir)
+    run.train(1)
+    kept = run_dir.with_name("kept")
+    shutil.copytree(run_dir, kept)
+    free_pages, needed = 0, 0
+    while not found or found[-1][1]:
+        fill(filler, free_pages)
+        where, phases = "", ["save:stage"]
+        try:
+            run.save(run_dir, phases.append)
+        except CheckpointError as error:
+            assert "no space left" in str(error), error
+            where = phases[-1]
+        assert all(verify(folder) == [] for folder in committed(run_dir))
+        found.append((free_pages, where, [step_of(folder) or 0 for folder in committed(run_dir)]))
+        filler.unlink()
+        shutil.rmtree(run_dir)
+        shutil.copytree(kept, run_dir)
+        # page by page but for the middle of the file
+        needed = sum(-(-file.stat().st_size // 4096) for file in (kept / "checkpoints").glob("step-*2/*"))
+        free_pages += 1 if free_pages < 6 or free_pages > needed - 6 else 9
+    return found
+
+
+def fill(file: Path, free_pages: int) -> None:
+    """Take up a file system but for some pages of 4 kB."""
+    with file.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+    with file.open("r+b") as filler:
+        filler.truncate(file.stat().st_size - 4096 * free_pages)
 
 
 def test_a_run_on_a_full_disk_stops_with_the_reason_and_goes_on_once_there_is_room(

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,25 @@ def test_a_million_steps_take_seconds_and_no_memory(tmp_path: Path) -> None:
     found = account_of_ledger(path, Saved(90_000, 90_000, tmp_path), set())
     assert (found.problems, found.last_step) == ([], steps)
     assert time.process_time() - started < 5
+
+
+def test_memory_does_not_grow_with_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dstrain.data.ledger.READ_BYTES", 1 << 14)
+
+    def peak_bytes(steps: int) -> int:
+        path = tmp_path / f"{steps}.jsonl"
+        with path.open("w") as ledger:
+            for step in range(1, steps + 1):
+                ledger.write(f'{{"step": {step}, "rows": [{step * 8 - 8}, {step * 8 - 1}], "digest": "{step:032x}"}}\n')
+        tracemalloc.start()
+        try:
+            assert account_of_ledger(path, Saved(steps, steps, tmp_path), set()).problems == []
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(10)  # what is kept for good
+    assert peak_bytes(20_000) < peak_bytes(2_000) + 20_000, "of a ledger of 2 MB"
 
 
 # ------------------------------------------------------------------ folders and the command

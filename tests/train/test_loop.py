@@ -225,3 +225,12 @@ def test_on_nan_rollback_without_a_checkpoint_says_so(tmp_path: Path, tiny_recip
         RankError, match=r"NonFiniteError: step 2: the gradient is not finite.*no checkpoint to roll back to"
     ):
         run_ranks(1, run_loops, [(recipe, tmp_path, {0: {1: "gradient"}})])
+
+
+def test_on_nan_rollback_gives_up_after_a_limit(tmp_path: Path, tiny_recipe: RecipeMaker) -> None:
+    recipe = tiny_recipe("train.steps=50", "on_nan=rollback", "checkpoint.every_steps=2")
+    with pytest.raises(RankError, match=r"NonFiniteError: step 3: .*, after 5 rollbacks\. Lower optimizer"):
+        run_ranks(1, run_loops, [(recipe, tmp_path, {0: dict.fromkeys(range(2, 50), "loss")})])
+    rolled_back = [line["rolled_back_to"] for line in lines(tmp_path / "metrics.jsonl") if "rolled_back_to" in line]
+    assert rolled_back == [2] * 5
+    assert checkpoints(tmp_path) == [2]
