@@ -20,7 +20,7 @@ from dstrain.checkpoint.store import Place
 
 DATA_CHANGE = "data-change"  # what --allow takes
 PERMISSION = "data-change.json"  # in the run's folder
-FIXED = ("task", "labels")  # of an identity: the head is made for them
+FIXED = ("task", "labels", "base")  # of an identity: the head is made for them, and adapters for their base
 ORDER = ("corpus", "tokenizer", "data.lanes", "data.seed", "data.shuffle_window")  # what a cursor is a place in
 
 
@@ -77,6 +77,7 @@ def on_other_data(
         data_step=data_step,
         cursors=manifest.cursors if keeps_place else [[0, 0, 0]] * lanes,
         best=None,  # of another evaluation, perhaps
+        plateau=None if manifest.plateau is None else manifest.plateau | {"value": None, "since": 0},
         data_changes=[*manifest.data_changes, change],
     )
 

@@ -78,8 +78,7 @@ def resident_fragments(runtime: Runtime, model: PreTrainedModel) -> list[Fragmen
 
     Creates moments (zeros, as before the first step) that the optimizer has not made yet.
     """
-    optimizer = runtime.engine.optimizer
-    inner = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed wraps torch's, except in fp32 without ZeRO
+    inner = runtime.inner_optimizer
     homes = {id(home.parameter): home for home in _homes(runtime)}
     fragments = []
     for name, parameter in saved_parameters(model).items():
@@ -116,13 +115,6 @@ def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     return {**saved_parameters(model), **dict(persistent_buffers(model))}
 
 
-def optimizer_steps(runtime: Runtime) -> int:
-    """How many steps the optimizer has applied, the number that Adam's bias correction uses."""
-    optimizer = runtime.engine.optimizer
-    states = getattr(optimizer, "optimizer", optimizer).state.values()
-    return max((int(state["step"]) for state in states if "step" in state), default=0)
-
-
 @torch.no_grad()
 def publish(runtime: Runtime, applied_steps: int) -> None:
     """Make what was copied into the fragments take effect: model weights follow the fp32 masters, Adam its step count.
@@ -130,8 +122,8 @@ def publish(runtime: Runtime, applied_steps: int) -> None:
     A collective call: stages 1 and 2 gather the weights at once, stage 3 in the next forward pass.
     """
     optimizer = runtime.engine.optimizer
-    for state in getattr(optimizer, "optimizer", optimizer).state.values():
-        state["step"].fill_(applied_steps)
+    runtime.applied_steps = applied_steps
+    runtime.count_steps()
     stage = runtime.recipe.train.zero.stage
     if stage == 3:
         # Small "persistent" parameters stay gathered between steps; released, the next forward gathers them afresh.

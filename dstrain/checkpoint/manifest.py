@@ -13,7 +13,7 @@ from dstrain.checkpoint.store import Place, StorePath
 from dstrain.errors import CheckpointError
 
 FORMAT = 3
-READABLE = (1, 2, 3)  # 1 had no `origin` and no `scores`, 2 no `data_changes`
+READABLE = (1, 2, 3)  # 1 had no `origin` and no `scores`, 2 no `data_changes`, no `plateau`
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{10})")
 
@@ -52,6 +52,7 @@ class Manifest:
     origin: dict[str, Any] | None = None
     best: dict[str, Any] | None = None  # {"step", "value", "since"}: the best evaluation, and how many came after it
     data_changes: list[dict[str, Any]] = field(default_factory=list)  # {"step", "data_step", "changed"}
+    plateau: dict[str, Any] | None = None  # as `best`, with "reductions" of the learning rate, where that goes by it
     format: int = FORMAT
 
     @property

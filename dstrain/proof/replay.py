@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,9 @@ from dstrain.proof.trace import NonFinite, Trace
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import RowDocument, StepBatch, Task, seeded_micro_batches
 from dstrain.train.alone import alone
+from dstrain.train.best import plateaued
 from dstrain.train.optim import learning_rate
+from dstrain.train.report import read_metrics
 from dstrain.train.runtime import Runtime
 from dstrain.train.state import restore_state
 
@@ -117,6 +120,7 @@ class _Rehearsal:
 
     def __init__(self, runtime: Runtime, task: Task, recipe: Recipe, world_size: int) -> None:
         self.runtime, self.task, self.recipe, self.world_size = runtime, task, recipe, world_size
+        self.plateau: dict[str, Any] | None = None  # see Manifest
 
     def in_turn(
         self, batches: Sequence[StepBatch], ranks: Iterable[int], trace: Trace | None = None
@@ -140,7 +144,14 @@ class _Rehearsal:
         """Make global step `step`."""
         for _ in self.in_turn(batches, range(self.world_size)):
             pass
-        self.runtime.apply_step(learning_rate(self.recipe, step - 1, self.task.totals.steps))
+        self.runtime.apply_step(learning_rate(self.recipe, step - 1, self.task.totals.steps, self.plateau))
+
+    def judge(self, evaluation: dict[str, Any] | None, step: int) -> None:
+        """What the run's own evaluation after a step meant for the learning rate."""
+        rule = self.recipe.schedule.plateau
+        if rule is not None and evaluation is not None:
+            metrics = {name.removeprefix("valid_"): value for name, value in evaluation.items()}
+            self.plateau = plateaued(rule, self.plateau, step, metrics)
 
     def layer_norms(self) -> dict[str, float]:
         """Norm of the gradient so far, by layer."""
@@ -161,7 +172,7 @@ def _replayed(
     say: Say,
 ) -> Replay:
     world_size, entry, metrics = rehearsal.world_size, history.entries[-1], logged.metrics or {}
-    data_step, batches, cursors = _at_the_step(rehearsal, history, say)
+    data_step, batches, cursors = _at_the_step(rehearsal, run_dir, history, say)
     order = range(world_size) if rank is None else [rank, *(k for k in range(world_size) if k != rank)]
     tracer, sums, own_norms = Trace(), {}, {}
     with tracer.watching(rehearsal.task.module) if trace else nullcontext():
@@ -201,7 +212,7 @@ def _replayed(
 
 
 def _at_the_step(
-    rehearsal: _Rehearsal, history: StepHistory, say: Say
+    rehearsal: _Rehearsal, run_dir: Path, history: StepHistory, say: Say
 ) -> tuple[int, list[StepBatch], NDArray[np.int64] | None]:
     """Bring the weights to where the step began. Returns its data step, all ranks' batches, and the cursors before."""
     task, world_size = rehearsal.task, rehearsal.world_size
@@ -209,6 +220,8 @@ def _at_the_step(
     steps = {entry.rows[0] // batch_rows: entry.step for entry in history.entries}  # data step → step
     first, cursors = _restored(rehearsal, history, min(steps))
     last = max(steps)
+    metrics = run_dir / "metrics.jsonl"
+    evaluations = {entry["step"]: entry for entry in (read_metrics(metrics).evaluations if metrics.is_file() else [])}
     with ExitStack() as stack:
         streams = [stack.enter_context(task.rank_steps(k, world_size, first, cursors)) for k in range(world_size)]
         for data_step in range(first, last):
@@ -216,6 +229,7 @@ def _at_the_step(
             if data_step in steps:  # a rollback drops the others
                 say(f"step {steps[data_step]:,}: training it, to come to step {steps[last]:,}")
                 rehearsal.train(batches, steps[data_step])
+                rehearsal.judge(evaluations.get(steps[data_step]), steps[data_step])
             cursors = _joined(batches, task.lanes)
         return last, [next(stream) for stream in streams], cursors
 
@@ -230,6 +244,7 @@ def _restored(rehearsal: _Rehearsal, history: StepHistory, first_needed: int) ->
             f"{history.source.folder} was saved after global batch {state.data_step}, but the ledger has the step "
             f"after it at batch {first_needed + 1}: the two are not of one run; restore the folder from a copy"
         )
+    rehearsal.plateau = state.plateau
     return state.data_step, history.source.cursors
 
 

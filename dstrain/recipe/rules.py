@@ -234,6 +234,15 @@ def _adapters_freeze_all(frozen_layers: int, lora: Mapping[str, Any] | None) -> 
     return None
 
 
+@rule("model.unfreezing.every_steps", "model.unfreezing.every_epochs", "train.epochs")
+def _one_pace_of_unfreezing(steps: int | None, every_epochs: float | None, epochs: float | None) -> Verdict:
+    if (steps is None) == (every_epochs is None):
+        return "and model.unfreezing.every_epochs: give exactly one of them, as in every_epochs: 1"
+    if every_epochs is not None and epochs is None:
+        return "is null, and model.unfreezing.every_epochs needs a length in train.epochs; give every_steps"
+    return None
+
+
 @rule("model.lora.target_modules", "model.architecture")
 def _targets_exist(targets: list[str], architecture: str) -> Verdict:
     layers = LAYER_LINEARS.get(architecture)
@@ -353,6 +362,19 @@ def _betas_below_one(betas: list[float]) -> Verdict:
 def _one_warmup(steps: int | None, fraction: float | None) -> Verdict:
     if steps is not None and fraction is not None:
         return f"is given beside schedule.warmup_fraction={fraction:g}; keep one, set the other to null"
+    return None
+
+
+@rule("schedule.plateau", "schedule.name", "evaluate.every_steps")
+def _plateau_is_named(plateau: Mapping[str, Any] | None, name: str, every_steps: int | None) -> Verdict:
+    if (plateau is not None) != (name == "plateau"):
+        return (
+            "is missing; name a metric of the evaluations, as in {metric: loss}"
+            if plateau is None
+            else f"is given, and schedule.name={name}; set that to plateau, or this to null"
+        )
+    if plateau is not None and every_steps is None:
+        return "needs evaluations to go by; set evaluate.every_steps"
     return None
 
 

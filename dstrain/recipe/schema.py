@@ -132,6 +132,16 @@ class Lora(Section):
     target_modules: tuple[str, ...] = ()
 
 
+class Unfreezing(Section):
+    """Gradual unfreezing (Howard & Ruder 2018): at first the head is trained, then layer after layer from the top.
+
+    Another layer joins after each `every_steps` updates, or `every_epochs`; the embeddings are the last.
+    """
+
+    every_steps: PositiveInt | None = None
+    every_epochs: PositiveFloat | None = None
+
+
 class _ModelKeys(Section):
     """Keys of every architecture. Exactly one of `config` (from scratch) and `pretrained` (a folder) is given.
 
@@ -144,6 +154,7 @@ class _ModelKeys(Section):
     pretrained: str | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     frozen_layers: NonNegativeInt = 0
+    unfreezing: Unfreezing | None = None
     lora: Lora | None = None
     activation_checkpointing: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -432,14 +443,31 @@ class Optimizer(Section):
     eps: PositiveFloat = 1e-8
 
 
-class Schedule(Section):
-    """Learning rate over the run: warmup, then the named decay down to `final_ratio` × learning_rate."""
+class Plateau(Section):
+    """When the learning rate falls: after `patience` evaluations in a row no better by more than `least_change`.
 
-    name: Literal["linear", "cosine", "constant", "warmup_stable_decay"] = "linear"
+    It is then multiplied by `factor`, and the evaluations are counted anew.
+    """
+
+    metric: str
+    direction: Literal["maximize", "minimize"] = "minimize"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    patience: PositiveInt = 2
+    least_change: NonNegativeFloat = 0.0
+
+
+class Schedule(Section):
+    """Learning rate over the run: warmup, then the named decay down to `final_ratio` × learning_rate.
+
+    `plateau` goes by a metric of the evaluations, named in the section of this name.
+    """
+
+    name: Literal["linear", "cosine", "constant", "warmup_stable_decay", "plateau"] = "linear"
     warmup_steps: NonNegativeInt | None = None
     warmup_fraction: Fraction | None = None
     decay_fraction: Fraction = 0.1
     final_ratio: Fraction = 0.0
+    plateau: Plateau | None = None
 
 
 class KeepBest(Section):

@@ -20,6 +20,7 @@ _FIXED_FOR_A_RUN = (
     "model.pretrained",
     "model.decoder_layers",
     "model.frozen_layers",
+    "model.unfreezing",
     "model.lora.rank",
     "model.lora.alpha",
     "model.lora.target_modules",

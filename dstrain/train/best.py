@@ -1,33 +1,50 @@
-"""Early stopping: which evaluation was the best, and whether it is time to stop waiting for a better one."""
+"""Early stopping and plateaus: which evaluation was the best, and whether a better one has been waited for enough."""
 
 import math
 from typing import Any
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.schema import EarlyStopping
-from dstrain.train.state import TrainState
+from dstrain.recipe.schema import EarlyStopping, Plateau
 
 Best = dict[str, Any]  # {"step", "value", "since"}, as in a checkpoint's manifest
 
 
-def chosen(rule: EarlyStopping | None, state: TrainState, metrics: dict[str, Any]) -> Best | None:
-    """What is the best after an evaluation at the step of `state`; None where nothing is chosen by.
+def chosen(rule: EarlyStopping | None, before: Best | None, step: int, metrics: dict[str, Any]) -> Best | None:
+    """What is the best after an evaluation at a step; None where nothing is chosen by.
 
     Raises:
         RecipeError: the task has no such metric.
     """
-    if rule is None:
+    return None if rule is None else _judged(rule, "early_stopping", before, step, metrics)
+
+
+def plateaued(rule: Plateau | None, before: Best | None, step: int, metrics: dict[str, Any]) -> Best | None:
+    """The same for the learning rate: the best with its `reductions` so far, after one of which `since` begins anew.
+
+    Raises:
+        RecipeError: the task has no such metric.
+    """
+    best = None if rule is None else _judged(rule, "schedule.plateau", before, step, metrics)
+    if rule is None or best is None:
         return None
+    reductions = before["reductions"] if before is not None else 0
+    if best["since"] >= rule.patience:
+        return best | {"since": 0, "reductions": reductions + 1}
+    return best | {"reductions": reductions}
+
+
+def _judged(
+    rule: EarlyStopping | Plateau, key: str, before: Best | None, step: int, metrics: dict[str, Any]
+) -> Best | None:
     value = metrics.get(rule.metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
         known = ", ".join(name for name, one in metrics.items() if isinstance(one, int | float))
-        raise RecipeError(f"early_stopping.metric={rule.metric} is no metric of this task; use one of {known}")
-    before = state.best
-    if before is None:
-        return {"step": state.step, "value": float(value), "since": 0} if math.isfinite(value) else None
+        raise RecipeError(f"{key}.metric={rule.metric} is no metric of this task; use one of {known}")
+    if before is None or before["value"] is None:
+        return {"step": step, "value": float(value), "since": 0} if math.isfinite(value) else before
     change = value - before["value"] if rule.direction == "maximize" else before["value"] - value
     if change > rule.least_change:  # never where one of them is NaN
-        return {"step": state.step, "value": float(value), "since": 0}
+        return {"step": step, "value": float(value), "since": 0}
     return before | {"since": before["since"] + 1}
 
 

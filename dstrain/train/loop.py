@@ -22,7 +22,7 @@ from dstrain.data.rows import digest_hex
 from dstrain.errors import CheckpointError, CorpusError, RecipeError, UserError
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import StepBatch, Task, seeded_micro_batches
-from dstrain.train.best import chosen, gave_up
+from dstrain.train.best import chosen, gave_up, plateaued
 from dstrain.train.optim import learning_rate
 from dstrain.train.peak import peak_flops
 from dstrain.train.reporting import Reporter, peak_memory_mb
@@ -106,7 +106,7 @@ class Loop:
                     continue  # rolled back: evaluated and saved it is already
                 done = state.step == total_steps
                 if self._due(state.step, self.recipe.evaluate.every_steps) or (done and self.task.has_valid):
-                    state = replace(state, best=chosen(self.recipe.early_stopping, state, self._evaluate(state)))
+                    state = self._judged(state, self._evaluate(state))
                 is_best = state.best is not None and state.best["step"] == state.step
                 if is_best or done or self._due(state.step, self.recipe.checkpoint.every_steps):
                     self._save(state)
@@ -118,6 +118,16 @@ class Loop:
             self.report.predictions(self.task.predictions)
         self.report.phase(outcome, step=state.step)
         return outcome
+
+    def _judged(self, state: TrainState, metrics: dict[str, Any]) -> TrainState:
+        """What an evaluation means for stopping early and for the learning rate."""
+        recipe = self.recipe
+        plateau = plateaued(recipe.schedule.plateau, state.plateau, state.step, metrics)
+        if plateau and plateau["reductions"] > (state.plateau or {"reductions": 0})["reductions"]:
+            rate = learning_rate(recipe, state.step, self.task.totals.steps, plateau)
+            self.report.say(f"schedule.plateau: nothing better since step {plateau['step']}; learning rate {rate:.3g}")
+        best = chosen(recipe.early_stopping, state.best, state.step, metrics)
+        return replace(state, best=best, plateau=plateau)
 
     def _resume(self) -> TrainState:
         self.report.phase("load", step=0)
@@ -182,7 +192,7 @@ class Loop:
         losses, right = self._forward_backward(batch, targets)
         self.saving.let_step()
         self.report.phase("step")
-        rate = learning_rate(self.recipe, state.step - 1, self.task.totals.steps)
+        rate = learning_rate(self.recipe, state.step - 1, self.task.totals.steps, state.plateau)
         applied = self.runtime.apply_step(rate)
         self.report.ledger(state.step, self._rows(batch), self.digest)
         self.report.progress(state.step)
@@ -323,7 +333,7 @@ class Loop:
         self.report.say(f"rolled back to step {older.step}; the data goes on after row batch {batch.data_step}")
         self.saved_step = older.step
         # Weights and schedule go back, the data does not: the rows up to here are dropped.
-        return replace(state, step=older.step, rollbacks=state.rollbacks + 1, best=older.best)
+        return replace(state, step=older.step, rollbacks=state.rollbacks + 1, best=older.best, plateau=older.plateau)
 
     def _blame(self, step: int, batch: StepBatch, losses: list[Tensor]) -> tuple[str, int | None]:
         """One line naming step, rank, rows and lanes of the first loss that is not finite; and the rank. Collective."""

@@ -13,6 +13,7 @@ from dstrain.train.loop import Loop, Outcome, StopRequest
 from dstrain.train.optim import build_optimizer, freeze
 from dstrain.train.reporting import Reporter
 from dstrain.train.runtime import Runtime
+from dstrain.train.unfreezing import hold_back, unfreeze_every_steps
 
 
 def run_rank(run_dir: Path, attempt: int, reporter: type[Reporter] = Reporter) -> Outcome:
@@ -61,5 +62,11 @@ def prepare(runtime: Runtime, task: Task) -> None:
         task.model.activation_checkpointing_enable()
     freeze(task.module, recipe.model.frozen_layers)
     clip = recipe.train.clip_grad_norm if recipe.train.clip_grad_norm is not None else float("inf")
-    optimizer = build_optimizer(task.module, recipe.optimizer, clip_grad_norm=clip if clips_itself(recipe) else None)
+    optimizer = build_optimizer(
+        task.module,
+        recipe.optimizer,
+        clip_grad_norm=clip if clips_itself(recipe) else None,
+        unfreeze_every_steps=unfreeze_every_steps(recipe, task.totals.steps),
+    )
+    hold_back(runtime, optimizer.param_groups)
     runtime.prepare(task.module, optimizer)

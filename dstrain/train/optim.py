@@ -11,22 +11,27 @@ from dstrain.model.depth import depth_of_parameters, head_depth
 from dstrain.recipe.schema import Optimizer, Recipe, Schedule
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_decay: float = 1.0, unfreeze_every_steps: int = 0
+) -> list[dict[str, Any]]:
     """Matrices decay; vectors and scalars (biases, norms) do not. Frozen parameters are in no group.
 
     `rate_share` of a group multiplies the learning rate: 1 for the head, `layer_decay` for the last layer, its square
-    for the one before, and so on to the embeddings.
+    for the one before, and so on to the embeddings. `opens_at` is the number of applied updates before which it is
+    not trained, see `unfreezing.py`: 0 for the head, `unfreeze_every_steps` for the last layer, and so on.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     depths = depth_of_parameters(list(dict(module.named_parameters())))
     top = max(depths.values(), default=0)
-    shares = {name: layer_decay ** (top - depths[name]) for name in trained}
+    below = {name: top - depths[name] for name in trained}  # the uppermost
+    rules = {name: (layer_decay**count, unfreeze_every_steps * count) for name, count in below.items()}
     groups = []
-    for share in sorted(set(shares.values()), reverse=True):
-        alike = [p for name, p in trained.items() if shares[name] == share]
+    for share, opens_at in sorted(set(rules.values()), key=lambda rule: (-rule[0], rule[1])):
+        alike = [p for name, p in trained.items() if rules[name] == (share, opens_at)]
+        shared = {"rate_share": share, "opens_at": opens_at}
         groups += [
-            {"params": [p for p in alike if p.ndim > 1], "weight_decay": weight_decay, "rate_share": share},
-            {"params": [p for p in alike if p.ndim <= 1], "weight_decay": 0.0, "rate_share": share},
+            {"params": [p for p in alike if p.ndim > 1], "weight_decay": weight_decay, **shared},
+            {"params": [p for p in alike if p.ndim <= 1], "weight_decay": 0.0, **shared},
         ]
     return [group for group in groups if group["params"]]
 
@@ -44,15 +49,18 @@ def freeze(module: nn.Module, layers: int) -> None:
             parameter.requires_grad_(False)
 
 
-def build_optimizer(module: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float | None) -> torch.optim.AdamW:
+def build_optimizer(
+    module: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float | None, unfreeze_every_steps: int = 0
+) -> torch.optim.AdamW:
     """AdamW over the decay groups of `module`.
 
     Args:
+        unfreeze_every_steps: see `parameter_groups`.
         clip_grad_norm: set only where DeepSpeed does not clip (no ZeRO, fp32): then the optimizer clips by itself.
     """
     kind = torch.optim.AdamW if clip_grad_norm is None else ClippingAdamW
     built = kind(
-        parameter_groups(module, optimizer.weight_decay, optimizer.layer_decay),
+        parameter_groups(module, optimizer.weight_decay, optimizer.layer_decay, unfreeze_every_steps),
         lr=0.0,  # set before every step; DeepSpeed may take one by itself to make the states, and must change nothing
         betas=optimizer.betas,
         eps=optimizer.eps,
@@ -94,17 +102,23 @@ def warmup_steps(schedule: Schedule, total_steps: int) -> int:
     return round((schedule.warmup_fraction or 0.0) * total_steps)
 
 
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+def learning_rate(recipe: Recipe, step: int, total_steps: int, plateau: dict[str, Any] | None = None) -> float:
     """Learning rate used by global step `step` (0-based) of a run of `total_steps`.
 
     Warmup is linear and reaches the peak at its last step. After it: `linear` and `cosine` (Loshchilov & Hutter 2017)
     fall to `final_ratio` × peak at the end; `constant` stays; `warmup_stable_decay` (Hu et al. 2024) stays, then falls
-    linearly over the last `decay_fraction` of the run.
+    linearly over the last `decay_fraction` of the run; `plateau` falls by its factor whenever evaluations bring nothing
+    better, and to `final_ratio` × peak at most.
+
+    Args:
+        plateau: what the evaluations before this step came to, see `best.plateaued`; None where there was none.
     """
     schedule, peak = recipe.schedule, recipe.optimizer.learning_rate
     warmup = warmup_steps(schedule, total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
+    if schedule.plateau is not None:
+        return peak * max(schedule.final_ratio, schedule.plateau.factor ** (plateau["reductions"] if plateau else 0))
     if schedule.name == "warmup_stable_decay":
         decay_start = max(warmup, total_steps - round(schedule.decay_fraction * total_steps))
     else:

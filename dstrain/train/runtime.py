@@ -7,7 +7,7 @@ import socket
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -40,6 +40,7 @@ class Runtime:
     saving: dist.ProcessGroup | None  # gloo: votes of a save, from its thread; one group's collectives have one order
     accelerator: Any
     engine: Any = None
+    applied_steps: int = 0  # updates since the run began
 
     @classmethod
     def start(cls, recipe: Recipe) -> "Runtime":
@@ -96,7 +97,7 @@ class Runtime:
             module.compile()
         self.engine, _ = self.accelerator.prepare(module, optimizer)
         # Without ZeRO in bf16, DeepSpeed makes the states by a step on zero gradients: Adam would count one too many.
-        getattr(self.engine.optimizer, "optimizer", self.engine.optimizer).state.clear()
+        self.inner_optimizer.state.clear()
         train = self.recipe.train
         self._require("the ZeRO stage", int(self.engine.zero_optimization_stage()), train.zero.stage)
         self._require("bf16", bool(self.engine.bfloat16_enabled()), train.precision == "bf16")
@@ -119,9 +120,40 @@ class Runtime:
     def apply_step(self, learning_rate: float) -> bool:
         """Step the optimizer. False (the same on all ranks) if the gradients were not finite: then nothing changed."""
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate_share"]
+            group["lr"] = learning_rate * group["rate_share"] if self.applied_steps >= group["opens_at"] else 0.0
+        self.count_steps(opened_from=max(self.applied_steps, 1))
         self.engine.step()
-        return bool(self.engine.was_step_applied())
+        applied = bool(self.engine.was_step_applied())
+        self.applied_steps += applied
+        return applied
+
+    def count_steps(self, *, opened_from: int = 0) -> None:
+        """Have Adam count the steps of each group from that on at which it opens (`opens_at`).
+
+        Args:
+            opened_from: only of groups that open after so many updates or more.
+        """
+        states = self.inner_optimizer.state
+        for group, stepped in self._stepped():
+            if group["opens_at"] >= opened_from and (state := states.get(stepped)):
+                state["step"].fill_(max(0, self.applied_steps - group["opens_at"]))
+
+    @property
+    def inner_optimizer(self) -> torch.optim.Optimizer:
+        """Torch's optimizer, which DeepSpeed wraps, except in fp32 without ZeRO."""
+        optimizer: torch.optim.Optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        return optimizer
+
+    def _stepped(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Each tensor that the optimizer steps, after its group."""
+        optimizer, stage = self.engine.optimizer, self.recipe.train.zero.stage
+        if stage == 3:  # its groups are filled for the time of a step only
+            for number, stepped in enumerate(optimizer.fp32_partitioned_groups_flat):
+                yield optimizer.param_groups[optimizer.sub_group_to_group_id[number]], stepped
+        else:
+            for group in optimizer.param_groups:
+                for stepped in group["params"]:
+                    yield group, stepped
 
     def grad_norm(self) -> float:
         """Global gradient norm of the last step, before clipping."""

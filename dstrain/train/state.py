@@ -14,7 +14,6 @@ from dstrain.checkpoint.fragments import (
     MOMENTS,
     WEIGHT,
     Piece,
-    optimizer_steps,
     persistent_buffers,
     publish,
     resident_fragments,
@@ -43,6 +42,7 @@ class TrainState:
     origin: dict[str, Any] | None = None  # of an imported run, see Manifest
     best: dict[str, Any] | None = None  # evaluation so far, see Manifest
     data_changes: tuple[dict[str, Any], ...] = ()  # see Manifest
+    plateau: dict[str, Any] | None = None  # see Manifest
 
     def after(self, batch: StepBatch, bad_samples: int) -> "TrainState":
         """The state once a batch is consumed; `bad_samples` of all ranks."""
@@ -82,11 +82,11 @@ def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[
     manifest = Manifest(
         step=state.step,
         data_step=state.data_step,
-        optimizer_steps=optimizer_steps(runtime),
+        optimizer_steps=runtime.applied_steps,
         cursors=cursors.tolist(),
         bad_samples=state.bad_samples,
         rollbacks=state.rollbacks,
-        learning_rate=learning_rate(recipe, state.step, task.totals.steps),
+        learning_rate=learning_rate(recipe, state.step, task.totals.steps, state.plateau),
         rng={"scheme": "counter", "seed": recipe.train.seed},
         identity=task.identity(),
         topology={
@@ -101,6 +101,7 @@ def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[
         origin=state.origin,
         best=state.best,
         data_changes=list(state.data_changes),
+        plateau=state.plateau,
     )
     return Snapshot(pieces, manifest)
 
@@ -146,7 +147,8 @@ def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
     publish(runtime, manifest.optimizer_steps)
     cursors = source.cursors[runtime.rank :: runtime.world_size]
     counters = (manifest.step, manifest.data_step, manifest.bad_samples, manifest.rollbacks)
-    return TrainState(*counters, cursors, manifest.origin, manifest.best, tuple(manifest.data_changes))
+    changes = tuple(manifest.data_changes)
+    return TrainState(*counters, cursors, manifest.origin, manifest.best, changes, manifest.plateau)
 
 
 def model_config(model: PreTrainedModel) -> dict[str, Any]:
