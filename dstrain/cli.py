@@ -465,10 +465,12 @@ def _serve(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 
 def _sweep(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    text = "search the recipe's `sweep:` section with Optuna; goes on where its folder is"
+    text = "search the recipe's `sweep:` section with Optuna, or repeat the recipe; goes on where its folder is"
     command = _add(commands, "sweep", "dstrain.sweep.command:sweep_command", text)
     _recipe_arguments(command)
     command.add_argument("--dir", metavar="DIR", help="the sweep's folder (default: runs/<name of the recipe>-sweep)")
+    seeds = "search nothing: run the recipe with N seeds, and for each of data.folds; ends with mean and deviation"
+    command.add_argument("--seeds", type=int, metavar="N", help=seeds)
     command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)")
     command.add_argument("--on", metavar="PROFILE", help="a SLURM profile: --jobs are an array of as many, a node each")
     command.add_argument(

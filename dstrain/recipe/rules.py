@@ -66,20 +66,32 @@ def _row_ranges_ascend(ranges: tuple[str, ...]) -> Verdict:
     return None
 
 
-@rule("data.valid", "data.hold_out")
-def _one_held_out_set(valid: str | None, hold_out: float | None) -> Verdict:
-    if valid is None and hold_out is None:
-        return "and data.hold_out are both missing; give a file, or data.hold_out=0.1 to take a tenth of data.train"
-    if valid is not None and hold_out is not None:
-        return f"is given beside data.hold_out={hold_out}; keep one, set the other to null"
+@rule("data.valid", "data.hold_out", "data.folds")
+def _one_held_out_set(valid: str | None, hold_out: float | None, folds: int | None) -> Verdict:
+    given = {"data.valid": valid, "data.hold_out": hold_out, "data.folds": folds}
+    beside = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if not beside:
+        return (
+            "and data.hold_out are both missing; give a file, or data.hold_out=0.1 to take a tenth of data.train, or "
+            "data.folds=5"
+        )
+    if len(beside) > 1:
+        return f"is one of {len(beside)} held-out sets ({', '.join(beside)}); keep one, set the others to null"
     return None
 
 
-@rule("data.hold_out_by", "data.hold_out")
-def _groups_are_held_out(hold_out_by: str | None, hold_out: float | None) -> Verdict:
-    if hold_out_by is not None and hold_out is None:
-        return "says how data.hold_out is drawn, and that is not given; delete one, or give the other"
+@rule("data.hold_out_by", "data.hold_out", "data.folds")
+def _groups_are_held_out(hold_out_by: str | None, hold_out: float | None, folds: int | None) -> Verdict:
+    if hold_out_by is not None and hold_out is None and folds is None:
+        return "says how data.hold_out or data.folds are drawn, and neither is given; delete it, or give one"
     return None
+
+
+@rule("data.fold", "data.folds")
+def _fold_is_one_of_them(fold: int, folds: int | None) -> Verdict:
+    if fold and folds is None:
+        return "says which of data.folds is held out, and that is not given; use 0, or give data.folds"
+    return f"is none of data.folds={folds}, which are numbered 0 to {folds - 1}" if folds and fold >= folds else None
 
 
 @rule("data.cut", "data.pair_field")

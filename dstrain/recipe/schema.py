@@ -264,9 +264,10 @@ class ExampleData(Section):
 
     Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`; less than 1 is a share. With
     `hold_out_by`, the name of a field, examples that have the same value there (an author, an article) stay together.
-    `columns` names those of CSV and TSV files without a header; `encoding` is Python's name of a file's. `longest_text`
-    is in characters. Batches are made of texts of like length: each run of `length_groups` global batches is sorted by
-    length, and its batches are shuffled. `skip_rows` as for masked_lm.
+    Or `train` is cut into `folds`, and number `fold` (from 0) is held out; the same texts are in one fold. `split_seed`
+    draws what is held out, null: `seed` does. `columns` names those of CSV and TSV files without a header; `encoding`
+    is Python's name of a file's. `longest_text` is in characters. Batches are made of texts of like length: each run of
+    `length_groups` global batches is sorted by length, and its batches are shuffled. `skip_rows` as for masked_lm.
     """
 
     train: str
@@ -274,6 +275,9 @@ class ExampleData(Section):
     test: str | None = None
     hold_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
     hold_out_by: str | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: NonNegativeInt = 0
+    split_seed: NonNegativeInt | None = None
     format: FileFormat | None = None
     columns: tuple[str, ...] = ()
     encoding: str = "utf-8"

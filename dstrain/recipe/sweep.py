@@ -10,7 +10,7 @@ sweep:
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
@@ -23,7 +23,10 @@ Value = str | bool | int | float
 
 
 class SearchedKey(Section):
-    """The values that one key may take: from `low` to `high` (both whole numbers: whole numbers), or `choices`."""
+    """The values that a key may take, or several keys together, as in `train.seed, data.seed`.
+
+    From `low` to `high` (both whole numbers: whole numbers), or `choices`.
+    """
 
     low: int | float | None = None
     high: int | float | None = None
@@ -61,6 +64,28 @@ def read_sweep(node: Node) -> tuple[Sweep | None, list[Problem]]:
                 for sentence in _rule_problems(sweep, searched)
             ]
     return (None if problems else sweep), list(dict.fromkeys(problems))
+
+
+CHANCE = ("train.seed", "data.seed", "data.fold")  # keys that make a run another one, but no better
+
+
+def is_chance(parameter: str) -> bool:
+    """Whether a parameter is nothing but chance: seeds, and what is held out."""
+    return all(key in CHANCE for key in keys_of(parameter))
+
+
+def keys_of(parameter: str) -> list[str]:
+    """The keys that a parameter of a sweep sets."""
+    return [key.strip() for key in parameter.split(",")]
+
+
+def assignments(values: Mapping[str, Value]) -> list[str]:
+    """A trial's values as `dstrain run` takes them."""
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for parameter, value in values.items()
+        for key in keys_of(parameter)
+    ]
 
 
 def place_of(sweep: Node, key: str) -> Place:

@@ -1,7 +1,7 @@
 """A report as sections of tables and pictures, written as Markdown and as one HTML file without anything beside it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,14 @@ from typing import Any
 from dstrain.errors import UserError
 from dstrain.report import figures
 from dstrain.report.intervals import Judged, calibration, intervals, worst
-from dstrain.train.report import RunSummary, read_metrics, setting_rows, summarize_run
+from dstrain.train.report import (
+    RunSummary,
+    differ_by_chance_alone,
+    read_metrics,
+    setting_rows,
+    spreads,
+    summarize_run,
+)
 
 WORST = 20
 SHOWN_CHARACTERS = 400
@@ -38,8 +45,19 @@ class Section:
     text: str = ""
 
 
-def write_report(run_dirs: Sequence[Path], html: Path | None, markdown: Path | None) -> None:
+def write_report(
+    run_dirs: Sequence[Path],
+    html: Path | None,
+    markdown: Path | None,
+    pooled: Mapping[str, list[Judged]] | None = None,
+) -> None:
     """Write the report of a run, or of several side by side.
+
+    Args:
+        run_dirs: folders of runs.
+        html: where to, if at all.
+        markdown: where to, if at all.
+        pooled: by name, predictions that all runs made together: those out of fold.
 
     Raises:
         UserError: one of the folders is no run's, or a file cannot be written.
@@ -47,6 +65,8 @@ def write_report(run_dirs: Sequence[Path], html: Path | None, markdown: Path | N
     runs = [summarize_run(run_dir) for run_dir in run_dirs]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
     sections = report_sections(run_dirs, runs)
+    for name, judged in (pooled or {}).items():
+        sections += [_scores(name, [title], [judged]), *_details(name, {}, judged)]
     for path, text in ((html, as_html), (markdown, as_markdown)):
         if path is None:
             continue
@@ -64,6 +84,14 @@ def report_sections(run_dirs: Sequence[Path], runs: Sequence[RunSummary]) -> lis
     sections = [
         Section("Settings and outcome", heading=("", *names), rows=[(key, *cells) for key, cells in setting_rows(runs)])
     ]
+    if differ_by_chance_alone(runs):
+        heading = ("", "mean", "deviation", "least", "most", "runs")
+        note = "The runs are of one recipe, but for seeds and what is held out. Deviations are those of a sample."
+        rows: list[tuple[str, ...]] = [
+            (name, *(f"{value:.4f}" for value in (s.mean, s.deviation, s.least, s.most)), str(s.runs))
+            for name, s in spreads(runs).items()
+        ]
+        sections.append(Section("Mean and deviation", note, heading, rows))
     sections.append(Section("Curves", pictures=_curves(run_dirs, names)))
     for split, words in SPLITS.items():
         judged = [read_predictions(run_dir, split) for run_dir in run_dirs]
@@ -131,10 +159,18 @@ def _scores(words: str, names: Sequence[str], judged: Sequence[list[Judged]]) ->
 
 def _details(words: str, report: dict[str, Any], judged: list[Judged]) -> list[Section]:
     sections = []
-    if isinstance(report.get("texts_also_in_train"), int) and report["texts_also_in_train"]:
-        count = report["texts_also_in_train"]
-        text = f"{count:,} of these texts are in the training file too: the scores flatter."
-        sections.append(Section(f"Leakage, {words}", text=text))
+    shared, alike = (report.get(f"texts_{how}_in_train") or 0 for how in ("also", "alike"))
+    if shared or alike:
+        seen = f"{shared:,} of these texts are in the training file too, {alike:,} but for case and spaces"
+        sections.append(Section(f"Leakage, {words}", text=f"{seen}: the scores flatter."))
+    dropped: list[tuple[str, ...]] = [
+        (name, f"{count:,}", reason)
+        for name, reasons in report.get("dropped", {}).items()
+        for reason, count in reasons.items()
+    ]
+    if dropped:
+        note = "Examples that were left out when the files were read."
+        sections.append(Section(f"Dropped, {words}", note, ("file", "examples", "why"), dropped))
     if "baselines" in report:
         sections.append(_baselines(words, report))
     pictures = []

@@ -54,6 +54,7 @@ def array_script(args: Namespace, profile: Profile, name: str, folder: Path, wor
         "output=/dev/null",
     ]
     command = ["-u", "-m", "dstrain", "sweep", args.recipe, *args.overrides, "--dir", str(folder)]
+    command += ["--seeds", str(args.seeds)] if args.seeds is not None else []
     command += ["--max-restarts", str(args.max_restarts), *(["--procs-per-node", str(ranks)] if ranks else [])]
     log = shlex.quote(str(folder / LOG.replace("%a", "")).removesuffix(".log"))
     lines = ["#!/bin/bash --login", *(f"#SBATCH --{directive}" for directive in directives), ""]

@@ -6,7 +6,9 @@ import signal
 import sys
 import threading
 from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ from optuna.trial import TrialState
 
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, RecipeError, UserError
 from dstrain.launch.local import devices
-from dstrain.recipe.load import LoadedRecipe, load_recipe
+from dstrain.recipe.load import load_recipe
 from dstrain.recipe.show import resolved_yaml
-from dstrain.recipe.sweep import Sweep, values_to_try
+from dstrain.recipe.sweep import Sweep, assignments, keys_of, values_to_try
 from dstrain.sweep.array import submit_array
-from dstrain.sweep.study import finished, open_study, planned_trials
+from dstrain.sweep.repeat import fixed_split, repeats, report_repeats
+from dstrain.sweep.study import by_values, finished, open_study, planned_trials, trial_folder
 from dstrain.sweep.worker import Sweeping, work
+from dstrain.train.report import spread_text, spreads, summarize_run
 
 BEST = "best.yaml"
 
 
 def sweep_command(args: Namespace) -> int:
-    """`dstrain sweep RECIPE [key=value …] [--dir DIR] [--jobs N] [--on PROFILE] [--json]`.
+    """`dstrain sweep RECIPE [key=value …] [--seeds N] [--dir DIR] [--jobs N] [--on PROFILE] [--json]`.
 
     Returns:
         0 when all trials are done, or SLURM has accepted the jobs; 75 when it was stopped.
@@ -34,13 +38,19 @@ def sweep_command(args: Namespace) -> int:
     Raises:
         UserError: the recipe, its `sweep:` section or the folder cannot be used, or no trial succeeds.
     """
-    loaded = load_recipe(args.recipe, args.overrides)
-    if loaded.sweep is None:
-        raise UserError(f"{args.recipe} has no `sweep:` section; docs/sweeps.md shows one")
+    loaded, overrides = load_recipe(args.recipe, args.overrides), list(args.overrides)
+    if args.seeds is not None:
+        sweep, kind = repeats(loaded.recipe, args.seeds), f"{args.seeds}-seeds"
+        overrides += fixed_split(loaded.recipe)
+    elif loaded.sweep is not None:
+        sweep, kind = loaded.sweep, "sweep"
+    else:
+        remedy = "give --seeds 3 to repeat it, or search as docs/sweeps.md shows"
+        raise UserError(f"{args.recipe} has no `sweep:` section; {remedy}")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: at least 1 run at a time")
-    require_legal(args, loaded.sweep)
-    folder = Path(args.dir or Path("runs") / f"{loaded.recipe.name}-sweep").expanduser().resolve()
+    require_legal(args, sweep)
+    folder = Path(args.dir or Path("runs") / f"{loaded.recipe.name}-{kind}").expanduser().resolve()
     if args.on is not None:
         return submit_array(args, loaded.recipe.name, folder)
     stop = threading.Event()
@@ -48,13 +58,13 @@ def sweep_command(args: Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     identity = loaded.recipe.model_dump(mode="json", by_alias=True)
     shared = args.worker is not None
-    studies = [open_study(folder, loaded.sweep, identity, shared=shared) for _ in range(args.jobs)]
+    studies = [open_study(folder, sweep, identity, shared=shared) for _ in range(args.jobs)]
     options = ["--max-restarts", str(args.max_restarts)]
     ranks = args.procs_per_node or (max(1, devices() // args.jobs) if args.jobs > 1 and devices() else None)
     options += ["--procs-per-node", str(ranks)] if ranks else []
     say = _say_to_stderr if args.json else print
     keeps_best = loaded.recipe.early_stopping is not None
-    sweeping = Sweeping(folder, args.recipe, args.overrides, loaded.sweep, options, keeps_best, stop, say)
+    sweeping = Sweeping(folder, args.recipe, overrides, sweep, options, keeps_best, stop, say)
     with ThreadPoolExecutor(args.jobs) as pool:
         working = [
             pool.submit(_working, sweeping, study, job_environment(job, args.jobs, ranks or 1))
@@ -63,23 +73,29 @@ def sweep_command(args: Namespace) -> int:
     for worker in working:
         worker.result()
     study = studies[0]
-    summary = write_best(study, folder, args, loaded)
-    print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else summary_text(study, folder, loaded.sweep))
+    summary = write_best(study, folder, args, sweep) if args.seeds is None else write_repeats(study, folder)
+    text = summary_text if args.seeds is None else repeats_text
+    print(json.dumps(summary, indent=2, ensure_ascii=False) if args.json else text(study, folder, sweep))
     return EXIT_RESTART_ME if stop.is_set() else EXIT_DONE
 
 
 def require_legal(args: Namespace, sweep: Sweep) -> None:
     """Try the ends of each range and every choice, one key at a time. Raises RecipeError: all that is not legal."""
     problems = []
-    for key, searched in sweep.parameters.items():
+    for parameter, searched in sweep.parameters.items():
         for value in values_to_try(searched):
             try:
-                others = [override for override in args.overrides if override.partition("=")[0] != key]
-                load_recipe(args.recipe, [*others, f"{key}={json.dumps(value, ensure_ascii=False)}"])
+                load_recipe(args.recipe, [*_others(args.overrides, [parameter]), *assignments({parameter: value})])
             except RecipeError as error:
-                problems += [f"sweep.parameters.{key}: {line}" for line in str(error).splitlines()]
+                problems += [f"sweep.parameters.{parameter}: {line}" for line in str(error).splitlines()]
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
+
+
+def _others(overrides: Sequence[str], parameters: Iterable[str]) -> list[str]:
+    """The overrides of keys that no parameter sets."""
+    searched = {key for parameter in parameters for key in keys_of(parameter)}
+    return [override for override in overrides if override.partition("=")[0] not in searched]
 
 
 def job_environment(job: int, jobs: int, ranks: int) -> dict[str, str]:
@@ -109,50 +125,88 @@ def _say_to_stderr(line: str) -> None:
 # ---------------------------------------------------------------- results
 
 
-def write_best(study: optuna.Study, folder: Path, args: Namespace, loaded: LoadedRecipe) -> dict[str, Any]:
-    """Write the best trial's recipe to best.yaml, and sum up all of them as JSON."""
-    ranked = finished(study)
+def write_best(study: optuna.Study, folder: Path, args: Namespace, sweep: Sweep) -> dict[str, Any]:
+    """Write the best values' recipe to best.yaml, and sum up all trials as JSON.
+
+    Trials that differ by chance alone count together: what is best is their mean, and the recipe has its own seeds.
+    """
+    ranked = by_values(study)
     if ranked:
         best = ranked[0]
-        others = [override for override in args.overrides if override.partition("=")[0] not in best.params]
-        values = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in best.params.items()]
-        recipe = load_recipe(args.recipe, [*others, *values]).recipe
-        assert loaded.sweep is not None
+        values = assignments(best.values)
+        recipe = load_recipe(args.recipe, [*_others(args.overrides, best.values), *values]).recipe
+        trials = len(finished(study))
+        of = f", the mean of {len(best.numbers)} runs" if len(best.numbers) > 1 else ""
         heading = (
-            f"# The best of {len(ranked)} trials of {args.recipe}: {loaded.sweep.metric} {best.value:.6g}.\n"
+            f"# The best of {trials} trials of {args.recipe}: {sweep.metric} {best.mean:.6g}{of}.\n"
             f"# {', '.join(values)}\n#\n# command:   dstrain run {folder / BEST}\n"
         )
         temporary = folder / f".{BEST}.new"
         temporary.write_text(heading + resolved_yaml(recipe), encoding="utf-8")
         temporary.replace(folder / BEST)
+    return {"best": str(folder / BEST) if ranked else None, "trials": _trials(study, folder)}
+
+
+def write_repeats(study: optuna.Study, folder: Path) -> dict[str, Any]:
+    """Write the report of all runs that are done, and sum up their scores as JSON."""
+    done = sorted(finished(study), key=lambda trial: trial.number)
+    runs = [(trial_folder(folder, trial.number), trial.params) for trial in done]
+    files = report_repeats(folder, runs) if runs else {}
+    scores = spreads([summarize_run(run) for run, _ in runs])
     return {
-        "best": str(folder / BEST) if ranked else None,
-        "trials": [
-            {
-                "number": trial.number,
-                "state": trial.state.name.lower(),
-                "value": trial.value if trial.state == TrialState.COMPLETE else None,
-                "parameters": trial.params,
-                "run": str(folder / f"trial-{trial.number:04d}"),
-            }
-            for trial in study.get_trials(deepcopy=False)
-        ],
+        "scores": {name: asdict(spread) for name, spread in scores.items()},
+        "files": {name: str(path) for name, path in files.items()},
+        "trials": _trials(study, folder),
     }
 
 
+def _trials(study: optuna.Study, folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value if trial.state == TrialState.COMPLETE else None,
+            "parameters": trial.params,
+            "run": str(trial_folder(folder, trial.number)),
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+
+
 def summary_text(study: optuna.Study, folder: Path, sweep: Sweep) -> str:
-    """The best trials, how the others ended, which key mattered, and what to do next."""
-    trials, ranked = study.get_trials(deepcopy=False), finished(study)
+    """The best trials, how the others ended, and what to do next."""
+    ranked = by_values(study)
     lines = [f"{'trial':>5}  {sweep.metric:>12}  values"]
-    for trial in ranked[:10]:
-        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in trial.params.items())
-        lines.append(f"{trial.number:5}  {trial.value:12.6g}  {values}")
+    for group in ranked[:10]:
+        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in group.values.items())
+        spread = f" ± {group.deviation:.2g} ({len(group.numbers)} runs)" if len(group.numbers) > 1 else ""
+        lines.append(f"{group.numbers[0]:5}  {group.mean:12.6g}{spread}  {values}")
+    lines += _how_far(study, sweep)
+    if ranked:
+        lines.append(f"best: dstrain run {folder / BEST}; compare: dstrain report {folder}/trial-*")
+    return "\n".join([*lines, *_to_go_on(study, sweep)])
+
+
+def repeats_text(study: optuna.Study, folder: Path, sweep: Sweep) -> str:
+    """Mean and deviation of all scores, how the runs ended, and what to do next."""
+    runs = [summarize_run(trial_folder(folder, trial.number)) for trial in finished(study)]
+    lines = [spread_text(spreads(runs))] if runs else []
+    lines += _how_far(study, sweep)
+    if runs:
+        lines.append(f"report: {folder / 'report.html'}; compare: dstrain report {folder}/trial-*")
+    return "\n".join([*lines, *_to_go_on(study, sweep)])
+
+
+def _how_far(study: optuna.Study, sweep: Sweep) -> list[str]:
+    trials = study.get_trials(deepcopy=False)
     counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     words = {TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed", TrialState.RUNNING: "to be gone on with"}
     rest = ", ".join(f"{counts[state]} {text}" for state, text in words.items() if counts[state])
-    lines.append(f"{len(ranked)} of {planned_trials(sweep)} trials done{f'; {rest}' if rest else ''}")
-    if ranked:
-        lines.append(f"best: dstrain run {folder / BEST}; compare: dstrain report {folder}/trial-*")
-    if counts[TrialState.RUNNING] or len(trials) < planned_trials(sweep):
-        lines.append("the same command goes on with it")
-    return "\n".join(lines)
+    done = counts[TrialState.COMPLETE]
+    return [f"{done} of {planned_trials(sweep)} trials done{f'; {rest}' if rest else ''}"]
+
+
+def _to_go_on(study: optuna.Study, sweep: Sweep) -> list[str]:
+    trials = study.get_trials(deepcopy=False)
+    left = len(trials) < planned_trials(sweep) or any(trial.state == TrialState.RUNNING for trial in trials)
+    return ["the same command goes on with it"] if left else []

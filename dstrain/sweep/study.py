@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, cast
 
 import optuna
@@ -21,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dstrain.errors import UserError
-from dstrain.recipe.sweep import SearchedKey, Sweep, Value
+from dstrain.recipe.sweep import SearchedKey, Sweep, Value, is_chance
 
 DATABASE, JOURNAL = "study.db", "study.journal"
 _IDENTITY = "dstrain"
@@ -93,10 +94,16 @@ def _left_behind(study: optuna.Study, folder: Path, sweep: Sweep) -> tuple[int, 
 
 
 def _new(study: optuna.Study, folder: Path, sweep: Sweep) -> tuple[int, TakenTrial] | None:
-    number = len(study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    # One whose worker died before it began.
+    waiting = trials[-1:] if trials and trials[-1].state == TrialState.WAITING else []
+    number = len(trials) - len(waiting)
     if number >= planned_trials(sweep):
         return None
-    study.sampler = _sampler(sweep, number)
+    if sweep.sampler != "grid":
+        study.sampler = _sampler(sweep, number)
+    elif not waiting:
+        study.enqueue_trial(grid_point(sweep, number))
     trial = study.ask()
     held = _lock(trial_folder(folder, trial.number) / "worker.lock", wait=False)
     assert held is not None
@@ -108,6 +115,19 @@ def planned_trials(sweep: Sweep) -> int:
     if sweep.sampler != "grid":
         return sweep.trials
     return min(sweep.trials, math.prod(len(searched.choices or ()) for searched in sweep.parameters.values()))
+
+
+def grid_point(sweep: Sweep, number: int) -> dict[str, Value]:
+    """The values of a grid's trial: the last key's choices change from one trial to the next.
+
+    Optuna's own grid draws points that are not done yet, and two who draw at once may draw the same.
+    """
+    point: dict[str, Value] = {}
+    for key, searched in reversed(sweep.parameters.items()):
+        choices = searched.choices or ()
+        number, index = divmod(number, len(choices))
+        point[key] = choices[index]
+    return {key: point[key] for key in sweep.parameters}
 
 
 def _taken(trial: Trial, folder: Path, sweep: Sweep) -> TakenTrial:
@@ -137,6 +157,31 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
 
 
+@dataclass(frozen=True)
+class Group:
+    """Trials that differ by chance alone: the values that they share, and mean and deviation of their metric."""
+
+    values: dict[str, Value]
+    numbers: list[int]
+    mean: float
+    deviation: float  # of a sample; 0 of a single trial
+
+
+def by_values(study: optuna.Study) -> list[Group]:
+    """Trials with a value in groups that differ by chance alone, the best mean first."""
+    members: dict[str, list[FrozenTrial]] = {}
+    for trial in finished(study):
+        shared = {key: value for key, value in trial.params.items() if not is_chance(key)}
+        members.setdefault(json.dumps(shared), []).append(trial)
+    groups = []
+    for written, trials in members.items():
+        scores = [trial.value or 0.0 for trial in trials]
+        deviation = stdev(scores) if len(scores) > 1 else 0.0
+        groups.append(Group(json.loads(written), [trial.number for trial in trials], fmean(scores), deviation))
+    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+    return sorted(groups, key=lambda group: sign * group.mean)
+
+
 # ---------------------------------------------------------------- parts of a study
 
 
@@ -152,8 +197,6 @@ def _storage(folder: Path, *, shared: bool) -> BaseStorage:
 def _sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
     """Seeded by the trial's number: whoever takes it, and after whatever interruption, no two draw alike."""
     seed = 1_000_003 * sweep.seed + number
-    if sweep.sampler == "grid":
-        return optuna.samplers.GridSampler({key: list(p.choices or ()) for key, p in sweep.parameters.items()}, seed)
     if sweep.sampler == "random":
         return optuna.samplers.RandomSampler(seed)
     return optuna.samplers.TPESampler(seed=seed)

@@ -1,6 +1,5 @@
 """A worker of a sweep: takes a trial, runs `dstrain run` for it, reports its evaluations, and ends what is hopeless."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, UserError
-from dstrain.recipe.sweep import Sweep
+from dstrain.recipe.sweep import Sweep, assignments
 from dstrain.sweep.study import TakenTrial, finished, take_trial
 from dstrain.train.report import LoggedMetrics, read_metrics
 
@@ -66,7 +65,7 @@ def work(sweeping: Sweeping, study: optuna.Study, environment: Mapping[str, str]
 
 def _run(sweeping: Sweeping, study: optuna.Study, taken: TakenTrial, environment: Mapping[str, str]) -> None:
     number, log = taken.trial.number, taken.folder / LOG_NAME
-    values = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in taken.values.items()]
+    values = assignments(taken.values)
     # A place in a store is one run's: a trial keeps its checkpoints in its folder.
     overrides = [one for one in sweeping.overrides if not one.startswith("checkpoint.storage=")]
     values.append("checkpoint.storage=null")

@@ -269,7 +269,12 @@ class ExampleTask(Task, Generic[E]):
         """What the reader noted about a split, for its report."""
         facts = {
             "texts_also_in_train": self.facts.get(f"{split}_texts_also_in_train"),
-            "dropped": self.facts.get(f"dropped_from_{split}"),
+            "texts_alike_in_train": self.facts.get(f"{split}_texts_alike_in_train"),
+            "dropped": {
+                f"data.{name}": self.facts[f"dropped_from_{name}"]
+                for name in (["train", "valid"] if split == "valid" else [split])
+                if f"dropped_from_{name}" in self.facts
+            },
         }
         return {name: fact for name, fact in facts.items() if fact is not None}
 

@@ -4,6 +4,7 @@ A line that is no example is a mistake, and all of a file's mistakes are reporte
 `data.on_bad_example: drop` they are counted by reason instead, and the run says so as it starts.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ MISTAKES_SHOWN = 20
 REASONS_SHOWN = 5
 E = TypeVar("E")
 Parse = Callable[[Record], E | str]  # an example, or what is wrong with the record and what to do about it
+
+Key = Callable[[E], Any]  # what makes two examples the same text
 
 
 class Dropped(str):
@@ -102,13 +105,35 @@ class SplitReader:
                 f"data.hold_out={count} takes all of the {len(train)} examples of {self._data.train}; use 0.1 for a "
                 f"tenth of them"
             )
-        key = stream_key(self._data.seed, "hold out")
+        key = stream_key(self._split_seed, "hold out")
         if self._data.hold_out_by is None:
             drawn = set(permutation(key, len(train))[:count].tolist())
         else:
             drawn = self._drawn_groups(key, count)
         kept = [example for number, example in enumerate(train) if number not in drawn]
         return kept, [example for number, example in enumerate(train) if number in drawn]
+
+    def fold(self, train: list[E], key: Key[E]) -> tuple[list[E], list[E]]:
+        """Split off fold data.fold of data.folds, which data.split_seed draws alike for all of them.
+
+        The same texts, or the same values of data.hold_out_by, are in one fold. Raises CorpusError where there are
+        fewer of these than folds.
+        """
+        folds, mine = self._data.folds, self._data.fold
+        assert folds is not None
+        units = self._groups if self._data.hold_out_by is not None else [key(example) for example in train]
+        there = list(dict.fromkeys(units))
+        if len(there) < folds:
+            raise CorpusError(f"data.folds={folds}, and {self._data.train} has {len(there)} texts; use at most that")
+        drawn = permutation(stream_key(self._split_seed, "folds"), len(there)).tolist()
+        held_out = {there[unit] for unit in drawn[mine::folds]}
+        pairs = list(zip(train, units, strict=True))
+        kept = [example for example, unit in pairs if unit not in held_out]
+        return kept, [example for example, unit in pairs if unit in held_out]
+
+    @property
+    def _split_seed(self) -> int:
+        return self._data.seed if self._data.split_seed is None else self._data.split_seed
 
     def _drawn_groups(self, key: np.uint64, count: int) -> set[int]:
         """Which training examples are those of the groups that are held out."""
@@ -136,7 +161,7 @@ class SplitReader:
         self,
         parse: Parse[E],
         parse_held_out: Callable[[list[E]], Parse[E]],
-        key: Callable[[E], Any],
+        key: Key[E],
         merged: Callable[[list[E]], list[E]] = list,
     ) -> Splits[E]:
         """All splits, and what they share.
@@ -150,17 +175,23 @@ class SplitReader:
         Raises:
             CorpusError: as `read`; or data.test has exactly the texts of data.train.
         """
+
+        def alike(example: E) -> Any:
+            return but_for_case_and_spaces(key(example))
+
         train = self.read("train", parse)
         if self._data.hold_out_by is None:  # else records are drawn, by the group that each is of
             train = merged(train)
         judge = parse_held_out(train)
-        if self._data.valid is None:
+        if self._data.folds is not None:
+            train, valid = self.fold(train, alike)
+        elif self._data.valid is None:
             train, valid = self.hold_out(train)
         else:
             valid = self.read("valid", judge)
         test = self.read("test", judge) if self._data.test is not None else []
         found = Splits(merged(train), merged(valid), merged(test))
-        self._note_shared(found, key)
+        self._note_shared(found, key, alike)
         return found
 
     def _note_dropped(self, split: str, location: str, mistakes: list[str], reasons: Counter[str], kept: int) -> None:
@@ -172,23 +203,52 @@ class SplitReader:
             self.notes.append(f"  and {sum(reasons.values()) - sum(count for _, count in shown):,} for other reasons")
         self.notes.append(f"  the first: {mistakes[0]}")
 
-    def _note_shared(self, splits: Splits[E], key: Callable[[E], Any]) -> None:
-        train = {key(example) for example in splits.train}
-        for name, part in (("valid", splits.valid), ("test", splits.test)):
-            texts = {key(example) for example in part}
-            shared = len(texts & train)
-            if name == "test" and texts and texts == train:
-                raise CorpusError(
-                    f"data.test={self._data.test} has exactly the texts of data.train={self._data.train}: its score "
-                    f"would say what was remembered, not what was learned; give other examples, or none"
-                )
-            if part:
-                self.facts[f"{name}_texts_also_in_train"] = shared
-            if shared:
-                self.notes.append(
-                    f"data.{name}: {shared:,} of its {len(texts):,} texts are in the training examples too; each makes "
-                    f"the score look better than it is"
-                )
+    def _note_shared(self, splits: Splits[E], key: Key[E], alike: Key[E]) -> None:
+        """Count the texts that splits share, as they are and but for case and spaces."""
+        known = [("train", splits.train), ("valid", splits.valid), ("test", splits.test)]
+        for number, (name, part) in enumerate(known[1:], start=1):
+            for other, examples in known[:number]:
+                if part and examples:
+                    self._note_texts(name, part, other, examples, key, alike)
+
+    def _note_texts(
+        self,
+        name: str,
+        part: list[E],
+        other: str,
+        examples: list[E],
+        key: Key[E],
+        alike: Callable[[E], Any],
+    ) -> None:
+        there = {alike(example) for example in examples}
+        shared = {alike(example) for example in part} & there
+        whole = len({alike(example) for example in part})
+        if (name, other) == ("test", "train") and len(shared) == whole == len(there):
+            raise CorpusError(
+                f"data.test={self._data.test} has exactly the texts of data.train={self._data.train}: its score "
+                f"would say what was remembered, not what was learned; give other examples, or none"
+            )
+        exactly = len({key(example) for example in part} & {key(example) for example in examples})
+        if other == "train":
+            self.facts[f"{name}_texts_also_in_train"] = exactly
+            self.facts[f"{name}_texts_alike_in_train"] = len(shared)
+        if shared:
+            every = "all" if len(shared) == whole else f"{len(shared):,}"
+            but = "" if exactly == len(shared) else f" ({exactly:,} exactly, the rest but for case and spaces)"
+            among = "the training examples" if other == "train" else "data.valid"
+            harm = (
+                "each makes the score look better than it is"
+                if other == "train"
+                else "early stopping and the best checkpoint were chosen by them"
+            )
+            self.notes.append(f"data.{name}: {every} of its {whole:,} texts are in {among} too{but}; {harm}")
+
+
+def but_for_case_and_spaces(text: Any) -> Any:
+    """A text, or all texts in a tuple, as near-duplicates are the same: compatibility forms, case and spaces folded."""
+    if isinstance(text, tuple):
+        return tuple(but_for_case_and_spaces(one) for one in text)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()) if isinstance(text, str) else text
 
 
 def _missing(record: Record, needed: Iterable[str]) -> str | None:

@@ -3,21 +3,25 @@
 Reads recipe.yaml, metrics.jsonl, the checkpoints' names and the attempts' verdicts; imports no torch.
 """
 
+import contextlib
+import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
-from dstrain.checkpoint.manifest import MANIFEST, committed, step_of
+from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch.verdict import RankFailure
 from dstrain.model.pair_shape import PairShape
 from dstrain.model.shape import model_shape
+from dstrain.recipe.keys import flat_values
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.sweep import CHANCE
 
 LARGEST_CONFUSION_MATRIX = 16  # labels; a wider one cannot be read on a screen
 NOTHING = "–"
@@ -61,6 +65,8 @@ class RunSummary:
     evaluation_step: int | None
     classification: dict[str, Any] | None  # the report of that evaluation, whatever the task says in it
     test: dict[str, float]  # scores of data.test at the end of the run
+    settings: str  # digest of the recipe without its name, and without what `chance` has
+    chance: str  # its seeds, and its fold where there are folds
 
 
 # ---------------------------------------------------------------- reading
@@ -108,7 +114,7 @@ def summarize_run(run_dir: Path) -> RunSummary:
     status = _newest_status(run_dir)
     losses = [entry["loss"] for entry in metrics.training]
     last = metrics.training[-1] if metrics.training else {}
-    evaluation = metrics.evaluations[-1] if metrics.evaluations else {}
+    evaluation = _last_word(recipe, run_dir, metrics.evaluations)
     scores = {name.removeprefix("valid_"): value for name, value in evaluation.items() if name.startswith("valid_")}
     throughput = [entry["tokens_per_second"] for entry in metrics.training[1:] or metrics.training]
     waits = [entry["data_wait_share"] for entry in metrics.training]
@@ -134,6 +140,8 @@ def summarize_run(run_dir: Path) -> RunSummary:
         evaluation_step=evaluation.get("step"),
         classification=scores.get("report"),
         test=_test_scores(run_dir),
+        settings=_digest_but_for_chance(recipe),
+        chance=_chance(recipe),
     )
 
 
@@ -152,12 +160,71 @@ def scores_in_words(run_dir: Path) -> list[str]:
     return [*lines, f"report: {page}"] if page.is_file() else lines
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A score over several runs. `deviation` is that of a sample."""
+
+    mean: float
+    deviation: float
+    least: float
+    most: float
+    runs: int
+
+
+def spreads(runs: Sequence[RunSummary]) -> dict[str, Spread]:
+    """By name, the scores that at least two of the runs have."""
+    found = {}
+    for kind, scores in (("held-out", [run.evaluation for run in runs]), ("test", [run.test for run in runs])):
+        for name in dict.fromkeys(name for each in scores for name in each):
+            values = [each[name] for each in scores if name in each]
+            if len(values) > 1:
+                found[f"{kind} {name}"] = Spread(fmean(values), stdev(values), min(values), max(values), len(values))
+    return found
+
+
+def differ_by_chance_alone(runs: Sequence[RunSummary]) -> bool:
+    """Whether there are several, of one recipe with seeds or folds of their own."""
+    return len({run.chance for run in runs}) == len(runs) > 1 and len({run.settings for run in runs}) == 1
+
+
+def spread_text(found: dict[str, Spread]) -> str:
+    """A line for each score: mean, deviation, least, most."""
+    rows = [("mean ± deviation", ["", "least", "most", "runs"])]
+    for name, spread in found.items():
+        cells = [f"{spread.mean:.4f} ± {spread.deviation:.4f}", f"{spread.least:.4f}", f"{spread.most:.4f}"]
+        rows.append((name, [*cells, str(spread.runs)]))
+    return _table(rows, right=True)
+
+
 def _test_scores(run_dir: Path) -> dict[str, float]:
     try:
         scores = json.loads((run_dir / "test.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+def _last_word(recipe: Recipe, run_dir: Path, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The evaluation of the weights that a run has: of the best ones with early stopping, else the last."""
+    if not evaluations:
+        return {}
+    newest = next(iter(committed(run_dir)), None) if recipe.early_stopping is not None else None
+    with contextlib.suppress(UserError):  # a damaged checkpoint
+        best = Manifest.read(newest).best if newest is not None else None
+        if best is not None:
+            return next((entry for entry in evaluations if entry["step"] == best["step"]), evaluations[-1])
+    return evaluations[-1]
+
+
+def _digest_but_for_chance(recipe: Recipe) -> str:
+    values = {key: value for key, value in flat_values(recipe).items() if key not in (*CHANCE, "name")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _chance(recipe: Recipe) -> str:
+    folds = None if isinstance(recipe, MaskedLmRecipe) else recipe.data.folds
+    fold = "" if isinstance(recipe, MaskedLmRecipe) or folds is None else f", fold {recipe.data.fold} of {folds}"
+    return f"{recipe.train.seed} and {recipe.data.seed}{fold}"
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:
@@ -226,6 +293,7 @@ def setting_rows(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     tested = list(dict.fromkeys(name for run in runs for name in run.test))
     return [
         ("run", [run.run for run in runs]),
+        *([("seeds (train, data)", [run.chance for run in runs])] if differ_by_chance_alone(runs) else []),
         ("task", [run.task for run in runs]),
         ("model", [run.model for run in runs]),
         ("weights", [run.weights for run in runs]),
@@ -253,6 +321,8 @@ def report_text(runs: Sequence[RunSummary]) -> str:
     """A table with one column for each run; below it what was measured by label, where the runs are classifiers."""
     parts = [_table(setting_rows(runs))]
     parts += [f"{run.run}: {failure}" for run in runs for failure in run.failures]
+    if differ_by_chance_alone(runs):
+        parts.append("\n" + spread_text(spreads(runs)))
     classifiers = [run for run in runs if run.classification and {"labels", "entities"} & run.classification.keys()]
     if len(classifiers) == 1:
         parts.append("\n" + _classification_text(classifiers[0].classification or {}))
@@ -273,8 +343,11 @@ def _classification_text(report: dict[str, Any]) -> str:
         averages = [sum(scores[name] for scores in by_label.values()) / len(by_label) for name in names]
         rows.append(("mean of labels", [*(f"{average:.3f}" for average in averages), f"{report['rows']:,}"]))
     text = _table(rows, right=True)
-    if report["texts_also_in_train"]:
-        text += f"\n{report['texts_also_in_train']:,} of the texts are in the training file too: the scores flatter"
+    shared = max(report["texts_also_in_train"], report.get("texts_alike_in_train", 0))
+    if shared:
+        text += f"\n{shared:,} of the texts are in the training file too: the scores flatter"
+    for name, reasons in report.get("dropped", {}).items():
+        text += f"\n{name}: dropped " + "; ".join(f"{count:,} × {reason}" for reason, count in reasons.items())
     labels = list(by_label)
     if "confusion" in report and len(labels) <= LARGEST_CONFUSION_MATRIX:
         matrix = [("true ↓  predicted →", labels)]
@@ -327,7 +400,8 @@ def report_command(args: Namespace) -> int:
     if args.html or args.md:
         from dstrain.report.page import write_report
 
-        write_report([Path(run) for run in args.runs], *(Path(file) if file else None for file in (args.html, args.md)))
+        html, markdown = (Path(file) if file else None for file in (args.html, args.md))
+        write_report([Path(run) for run in args.runs], html, markdown)
     runs = [summarize_run(Path(run)) for run in args.runs]
     if args.json:
         print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2, ensure_ascii=False))

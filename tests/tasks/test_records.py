@@ -264,7 +264,7 @@ def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
         f"data.valid: dropped 1 of 2 examples of {valid}",
         f"  1 × label='c' does not occur in {train}",
         f"  the first: {valid}:3: label='c' does not occur in {train}; add training examples of it, or drop this one",
-        "data.valid: 1 of its 1 texts are in the training examples too; each makes the score look better than it is",
+        "data.valid: all of its 1 texts are in the training examples too; each makes the score look better than it is",
     ]
     write(train, 'text,label\none,a\ntwo,b\n"three,b\nfour,a\n')
     with pytest.raises(CorpusError, match=r"train\.csv:4: not CSV"):
@@ -276,7 +276,7 @@ def test_labels_come_from_train_and_shared_texts_are_counted(tmp_path: Path) -> 
     valid = write(tmp_path / "valid.csv", "text,label\none,a\none,b\nfour,a\n")
     labels, splits, reader = read(data(train, valid))
     assert (labels, len(splits.train), len(splits.valid)) == (["a", "b"], 3, 3)
-    assert reader.facts == {"valid_texts_also_in_train": 1}
+    assert reader.facts == {"valid_texts_also_in_train": 1, "valid_texts_alike_in_train": 1}
     with pytest.raises(CorpusError, match=r"data\.test=\S+ has exactly the texts of data\.train"):
         read(data(train, valid, test=str(train)))
 
@@ -342,6 +342,52 @@ def test_labels_that_look_like_mistakes_are_pointed_out(tmp_path: Path) -> None:
         "data.train: the labels 'Good' (1 times) and 'good' (2 times) differ in case alone, and count as different",
         "data.train: 2 of 4 labels have one example each: 'Good', 'bda'",
     ]
+
+
+def test_folds_hold_out_each_text_once_and_the_same_texts_together(tmp_path: Path) -> None:
+    rows = "".join(f"Text {n % 20},{n % 2}\n" if n < 20 else f" text  {n % 20} ,{n % 2}\n" for n in range(30))
+    train = write(tmp_path / "train.csv", "text,label\n" + rows)
+
+    def fold(number: int, seed: int = 0, folds: int = 3, **keys: Any) -> tuple[set[int], SplitReader]:
+        section = ClassificationData(
+            train=str(train), folds=folds, fold=number, sequence_length=16, split_seed=seed, seed=number, **keys
+        )
+        _, splits, reader = read(section)
+        assert len(splits.train) + len(splits.valid) == 30
+        return {one.line for one in splits.valid}, reader
+
+    parts = [fold(number)[0] for number in range(3)]
+    assert set.union(*parts) == set(range(2, 32)) and sum(map(len, parts)) == 30
+    assert parts == [fold(number)[0] for number in range(3)] != [fold(number, 1)[0] for number in range(3)]
+    assert all((line in part) == (line + 20 in part) for part in parts for line in range(2, 12))
+    assert fold(0)[1].facts["valid_texts_alike_in_train"] == 0
+    (first, _), (second, _) = fold(0, folds=2, hold_out_by="label"), fold(1, folds=2, hold_out_by="label")
+    assert {line % 2 for line in first} != {line % 2 for line in second}
+    with pytest.raises(CorpusError, match=r"data\.folds=21, and \S+ has 20 texts; use at most that"):
+        fold(0, folds=21)
+
+
+def test_texts_that_splits_share_are_counted(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.csv", "text,label\none two,a\nthree,b\nfour,a\nsix,b\n")
+    valid = write(tmp_path / "valid.csv", "text,label\nOne  TWO,a\nthree,b\nfive,a\n")
+    test = write(tmp_path / "test.csv", "text,label\nFOUR,a\nfive,b\n")
+    reader = read(data(train, valid, test=str(test)))[2]
+    assert reader.facts == {
+        "valid_texts_also_in_train": 1,
+        "valid_texts_alike_in_train": 2,
+        "test_texts_also_in_train": 0,
+        "test_texts_alike_in_train": 1,
+    }
+    assert reader.notes == [
+        "data.valid: 2 of its 3 texts are in the training examples too (1 exactly, the rest but for case and spaces); "
+        "each makes the score look better than it is",
+        "data.test: 1 of its 2 texts are in the training examples too (0 exactly, the rest but for case and spaces); "
+        "each makes the score look better than it is",
+        "data.test: 1 of its 2 texts are in data.valid too; early stopping and the best checkpoint were chosen by them",
+    ]
+    same = write(tmp_path / "same.csv", "text,label\nFour,a\nONE two,b\n three,b\nsix,a\n")
+    with pytest.raises(CorpusError, match=r"has exactly the texts of data\.train"):
+        read(data(train, valid, test=str(same)))
 
 
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dstrain.tasks.tags import entities, pieces_of_spans, pieces_of_words, read_
 from dstrain.tasks.windows import windows
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 40), st.integers(0, 20))
 def test_every_token_is_owned_once_where_most_is_around_it(tokens: int, advance: int, stride: int) -> None:
     found = windows(tokens, advance + stride, stride)
