@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from dstrain.errors import UserError
 from dstrain.recipe.messages import nearest
+from dstrain.tasks.records import half_character
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def _json_item(place: str, line: bytes, fields: Sequence[str], tokens_field: str
         return Item(place, problem=f"not JSON ({error.msg} at character {error.pos + 1})")
     if not isinstance(value, dict):
         return Item(place, problem=f"is {type(value).__name__}, not an object")
+    half = half_character(value)
+    if half:
+        return Item(place, problem=half)
     tokens = value.get(tokens_field) if tokens_field else None
     if isinstance(tokens, list) and tokens and all(isinstance(one, str) for one in tokens):
         return Item(place, (tuple(tokens),), id=value.get("id"))

@@ -16,7 +16,7 @@ from typing import Any
 from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
 from dstrain.recipe.schema import RetrievalData
-from dstrain.tasks.records import Reading, Record, records_of
+from dstrain.tasks.records import Reading, Record, half_character, records_of
 from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, refuse, shown, text_problem
 
 SHOWN, SHOWN_CHARACTERS = 3, 80  # documents of a ranking in reports
@@ -161,6 +161,9 @@ def _text(record: Record, data: RetrievalData, title_field: str | None) -> tuple
     name = _id(record.fields[data.id_field])
     if name is None:
         return f"{data.id_field} is {shown(record.fields[data.id_field])}; write a text or a whole number"
+    half = half_character(text)
+    if half:
+        return f"{data.text_field} {half}"
     return text_problem(text, data.text_field, data.longest_text) or (name, text)
 
 

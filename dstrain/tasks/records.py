@@ -61,6 +61,21 @@ class Reading:
     encoding: str = "utf-8"
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def half_character(value: Any) -> str | None:
+    """What is wrong with a text, or any in a list or object, that JSON's escapes leave half a character in.
+
+    A text cut within an emoji ends like that. It is no Unicode: nothing encodes it, no tokenizer takes it.
+    """
+    if isinstance(value, str):
+        found = None if value.isascii() else _HALF.search(value)
+        return found and f"holds half a character, \\u{ord(found[0]):04x}; write the whole one, or take it out"
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(half_character, inner)), None)
+
+
 def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> Iterator[Record]:
     """The records of a file or of a data set.
 

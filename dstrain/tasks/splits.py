@@ -16,7 +16,7 @@ from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
 from dstrain.recipe.messages import nearest
 from dstrain.recipe.schema import ExampleData
-from dstrain.tasks.records import Reading, Record, records_of
+from dstrain.tasks.records import Reading, Record, half_character, records_of
 
 MISTAKES_SHOWN = 20
 REASONS_SHOWN = 5
@@ -71,7 +71,7 @@ class SplitReader:
         group_field = self._data.hold_out_by if split == "train" else None
         needed = dict(self._needed) | ({group_field: "data.hold_out_by"} if group_field else {})
         for record in records_of(location, self._reading, needed):
-            found = record.problem or _missing(record, needed) or parse(record)
+            found = record.problem or _missing(record, needed) or _halved(record, needed) or parse(record)
             if not isinstance(found, str):
                 examples.append(found)
                 if group_field:
@@ -242,6 +242,11 @@ class SplitReader:
                 else "early stopping and the best checkpoint were chosen by them"
             )
             self.notes.append(f"data.{name}: {every} of its {whole:,} texts are in {among} too{but}; {harm}")
+
+
+def _halved(record: Record, needed: Iterable[str]) -> str | None:
+    problems = ((name, half_character(record.fields[name])) for name in needed)
+    return next((f"{name} {problem}" for name, problem in problems if problem), None)
 
 
 def but_for_case_and_spaces(text: Any) -> Any:

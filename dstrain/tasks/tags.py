@@ -83,7 +83,7 @@ def _parser(data: TokenClassificationData) -> Parse[Sentence]:
         for name, value in ((data.tokens_field, words), (data.tags_field, tags)):
             if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
                 return f"{name} is {shown(value)}, not a list of texts; write [a, b]"
-        if not words:
+        if not "".join(words).strip():
             return f"{data.tokens_field} is empty; write the tokens, or drop the line"
         if len(words) != len(tags):
             return f"has {len(words)} {data.tokens_field} and {len(tags)} {data.tags_field}; give each token one tag"
