@@ -149,14 +149,28 @@ def _queries_fit(query_length: int, length: int) -> Verdict:
 
 
 @rule("data.token_pattern")
-def _pattern_has_a_group(pattern: str | None) -> Verdict:
+def _pattern_has_a_token(pattern: str | None) -> Verdict:
+    return _pattern_has_a_group(pattern, "token", "(.)[0-9]+")
+
+
+@rule("data.label_pattern")
+def _pattern_has_a_label(pattern: str | None) -> Verdict:
+    return _pattern_has_a_group(pattern, "label", "(.+)/.*")
+
+
+def _pattern_has_a_group(pattern: str | None, what: str, example: str) -> Verdict:
     if pattern is None:
         return None
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
         return f"is not a regular expression ({error}); correct it"
-    return None if groups else "has no group that holds the token; put it in brackets, as in (.)[0-9]+"
+    return None if groups else f"has no group that holds the {what}; put it in brackets, as in {example}"
+
+
+@rule("data.label_pattern", "data.target")
+def _pattern_needs_one_label(pattern: str | None, target: str) -> Verdict:
+    return f"needs one label a text, and data.target={target}; delete it" if pattern and target != "label" else None
 
 
 @rule("model.frozen_layers", "data.target_length")

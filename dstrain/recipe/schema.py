@@ -297,10 +297,11 @@ class ExampleData(Section):
 class ClassificationData(ExampleData):
     """Texts, or pairs of texts, and a target each: one label, several (a list, or joined by `separator`), or a number.
 
-    `labels` fixes the labels and their order; otherwise they are those of `train`, sorted. `cut` is where a text of
-    more than `sequence_length` tokens loses some; reviews often conclude at the end (Sun et al. 2019).
-    Examples that have one of `left_out_labels` are left out. Prediction says `label: null` where its best label is less
-    probable than `reject_below`; `dstrain threshold` finds a good one.
+    `labels` fixes the labels and their order; otherwise they are those of `train`, sorted. `label_pattern` is a regular
+    expression whose group is the label, for fields that hold more, such as a path. `cut` is where a text of more than
+    `sequence_length` tokens loses some; reviews often conclude at the end (Sun et al. 2019). Examples that have one of
+    `left_out_labels` are left out. Prediction says `label: null` where its best label is less probable than
+    `reject_below`; `dstrain threshold` finds a good one.
     """
 
     cut: Literal["end", "middle", "start"] = "end"
@@ -308,6 +309,7 @@ class ClassificationData(ExampleData):
     pair_field: str | None = None
     label_field: str = "label"
     target: Literal["label", "labels", "number"] = "label"
+    label_pattern: str | None = None
     labels: tuple[str, ...] = ()
     left_out_labels: tuple[str, ...] = ()
     reject_below: Fraction = 0.0

@@ -1,6 +1,7 @@
 """Labelled texts: one text or a pair, with one label, several, or a number."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ def parser(data: ClassificationData) -> Parse[Example]:
         "number": _number,
     }[data.target]
     wanted = {"label": "not one label; write its name", "labels": "no list of labels; write [a, b]"}
+    pattern = None if data.label_pattern is None else re.compile(data.label_pattern)
     text_names = [data.text_field] + ([data.pair_field] if data.pair_field else [])
 
     def parse(record: Record) -> Example | str:
@@ -119,6 +121,11 @@ def parser(data: ClassificationData) -> Parse[Example]:
             return f"{data.label_field} is {shown(value)}, {wanted.get(data.target, 'no finite number; write one')}"
         if isinstance(target, str) and not target.strip():
             return f"{data.label_field} is empty; write the label, or drop the line"
+        if pattern is not None:
+            match = pattern.fullmatch(str(target))
+            if match is None:
+                return f"{data.label_field} is {shown(value)}; it does not match data.label_pattern={pattern.pattern}"
+            target = match[1]
         if target in data.left_out_labels:
             return Dropped(f"{data.label_field} is one of data.left_out_labels; this one is {target!r}")
         pair = record.fields[data.pair_field] if data.pair_field else None

@@ -13,7 +13,7 @@ PRETRAIN = ("bert-base", "bert-large", "bert-small", "modernbert-base", "quickst
 DEBUG = ("tiny-bert", "tiny-modernbert", "tiny-roberta")
 FINETUNE = (
     *("docstring-package", "docstring-package-scratch", "sentiment", "banking77", "mr", "imdb"),
-    *("banking77-scope", "wnut17", "weibo_ner", "squad"),
+    *("banking77-scope", "banking77-answers", "chinese-sections", "wnut17", "weibo_ner", "squad"),
     *("cranfield", "cranfield-rerank", "recommendation"),
 )
 SHIPPED = [

@@ -333,6 +333,14 @@ def test_a_table_may_be_separated_by_semicolons(tmp_path: Path) -> None:
         examples(path)
 
 
+def test_a_label_may_be_a_part_of_its_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\none,a/x.html\ntwo,b/y.html\nthree,z\n")
+    found = examples(path, label_pattern="([ab])/.*", on_bad_example="drop")
+    assert [(one.text, one.target) for one in found] == [("one", "a"), ("two", "b")]
+    with pytest.raises(CorpusError, match=r"a\.csv:4: label is 'z'; it does not match data\.label_pattern="):
+        examples(path, label_pattern="([ab])/.*")
+
+
 def test_labels_that_look_like_mistakes_are_pointed_out(tmp_path: Path) -> None:
     lines = ["one,good", "two,good ", "three,Good", "four,bad", "five,bad", "six,bda"]
     train = write(tmp_path / "train.csv", "text,label\n" + "\n".join(lines) + "\n")
