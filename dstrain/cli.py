@@ -183,7 +183,9 @@ def _tokenizer(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command = _add(group, "train", "dstrain.tokenizer:train_command", "train a tokenizer on a corpus")
     command.add_argument("sources", metavar="SRC", nargs="+", help="JSONL, text files or text shards, or folders")
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the tokenizer")
-    _field(command)
+    command.add_argument(
+        "--field", default="text", metavar="KEY[,KEY]", help="the texts' key in JSON, or several (default: %(default)s)"
+    )
     command.add_argument("--vocab-size", type=int, default=8192, metavar="N", help="tokens (default: %(default)s)")
     command.add_argument("--kind", default="wordpiece", metavar="KIND", help="wordpiece, as BERT has it (the default)")
     command.add_argument(

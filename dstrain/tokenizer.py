@@ -10,6 +10,7 @@ import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
@@ -30,12 +31,15 @@ SAMPLE_BYTES = 64_000_000  # text beyond it changes a vocabulary little and cost
 
 
 def sampled_texts(files: Sequence[Path], field: str, sample_bytes: int = SAMPLE_BYTES) -> list[str]:
-    """All texts of the files, or every k-th one where they hold more than `sample_bytes`, so that all parts count."""
+    """All texts of the files, or every k-th one where they hold more than `sample_bytes`, so that all parts count.
+
+    `field` is the texts' key in JSON, or several with commas between them: both sides of a translation, say.
+    """
     stride = max(1, -(-sum(file.stat().st_size for file in files) // sample_bytes))
     sample: list[str] = []
     position = 0
     for file in files:
-        for text in read_texts([file], field):
+        for text in chain.from_iterable(read_texts([file], one) for one in field.split(",")):
             if position % stride == 0 and text.strip():
                 sample.append(text)
             position += 1
@@ -155,7 +159,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, lowercase: bool) -> None
 
 
 def train_command(args: Namespace) -> int:
-    """`dstrain tokenizer train SRC… --out DIR [--vocab-size 8192] [--field text] [--lowercase/--no-lowercase]`."""
+    """`dstrain tokenizer train SRC… --out DIR [--vocab-size 8192] [--field text[,KEY …]] [--lowercase/--no-lowercase]`."""
     if args.kind != "wordpiece":
         raise CorpusError(f"--kind {args.kind}: only wordpiece can be trained")
     texts = sampled_texts(source_files(args.sources), args.field)
