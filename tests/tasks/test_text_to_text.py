@@ -1,7 +1,9 @@
 """Models that write text, trained for real: planned, resumed and exported exactly, on any ranks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +11,19 @@ import torch
 from labelled import write_examples
 from ranks import run_ranks
 from test_heads import live, logged
+from training import model_weights, train_steps, training
 
 from dstrain.cli import main
+from dstrain.data.ledger import compare_ledgers
+from dstrain.data.tokens import load_encoder
+from dstrain.errors import RecipeError, UserError
+from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan.text import make_plan
 from dstrain.recipe.load import load_recipe
+from dstrain.recipe.schema import SequenceToSequenceRecipe
+from dstrain.serve.onnx import export_onnx
+from dstrain.tasks.sequence_to_sequence import NOTHING, SequenceToSequence, Writer
+from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 
@@ -108,3 +119,140 @@ def test_a_model_is_planned_resumed_and_exported_exactly(
     longest = source.read_text().splitlines()[-1]
     ids = model.generate(**tokenizer([longest], return_tensors="pt", truncation=True, return_token_type_ids=False))
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == said[-1]["de"], "Transformers alone writes the same"
+
+
+def evaluations_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [line for line in logged(run_dir) if "valid_loss" in line]
+
+
+def test_a_run_moves_to_other_ranks_and_evaluates_the_same_there(folder: Path) -> None:
+    """Two ranks under ZeRO-3, then one without: the rows, losses and scores of one rank all along."""
+    path = write_recipe(folder, "bart")
+    plain = ["model.config.dropout=0", "optimizer.learning_rate=3e-3", "evaluate.every_steps=3"]
+    run_ranks(1, live, path, folder / "alone", [6], plain)
+    run_ranks(2, live, path, folder / "moved", [3], [*plain, "train.zero.stage=3"])
+    run_ranks(1, live, path, folder / "moved", [6], plain)
+    ledgers = compare_ledgers(folder / "alone" / "ledger.jsonl", folder / "moved" / "ledger.jsonl")
+    assert (ledgers.common_steps, ledgers.first_difference) == (6, None)
+    for alone, moved in zip(evaluations_of(folder / "alone"), evaluations_of(folder / "moved"), strict=True):
+        assert (alone["step"], alone["valid_report"]["signature"]) == (
+            moved["step"],
+            moved["valid_report"]["signature"],
+        )
+        for name in ("valid_loss", "valid_bleu", "valid_chrf", "valid_baseline_bleu"):
+            assert moved[name] == pytest.approx(alone[name], rel=1e-4), name
+    texts = [(folder / run / "predictions-valid.jsonl").read_text() for run in ("alone", "moved")]
+    assert texts[0] == texts[1]
+    assert all(json.loads(line)["predicted"] for line in texts[0].splitlines())
+
+
+def evaluated_untrained(rank: int, world: int, recipe_file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the weights of the beginning score and write: the same weights on any number of ranks."""
+    with training(load_recipe(recipe_file, ["model.config.init_std=0.5"]).recipe) as (runtime, task):
+        runtime.engine.eval()
+        with torch.no_grad():
+            scores = task.evaluate(runtime, runtime.engine)
+        return scores, task.predictions()["valid"]
+
+
+def test_evaluation_does_not_depend_on_ranks_to_the_last_bit(folder: Path) -> None:
+    path = write_recipe(folder, "marian")
+    ((alone, said),) = run_ranks(1, evaluated_untrained, path)
+    for shared, others in run_ranks(2, evaluated_untrained, path):
+        assert others == said
+        assert shared.pop("loss") == pytest.approx(alone["loss"], rel=1e-12)  # added up in another order
+        assert shared == {name: value for name, value in alone.items() if name != "loss"}
+
+
+def first_losses(rank: int, world: int, recipe_file: Path, overrides: list[str]) -> tuple[list[float], Any]:
+    with training(load_recipe(recipe_file, overrides).recipe) as (runtime, task):
+        losses = train_steps(runtime, task, 3)
+        return losses, {name: value.ravel().tolist() for name, value in model_weights(runtime, task).items()}
+
+
+def test_a_step_is_the_same_however_its_rows_are_split(folder: Path) -> None:
+    """Sums over target tokens, divided by their number in the global batch: neither padding nor micro-batches weigh."""
+    path = write_recipe(folder, "t5")
+    plain = "model.config.dropout_rate=0"
+    ((losses, weights),) = run_ranks(1, first_losses, path, [plain, "train.micro_batch_rows=4"])
+    splits = [(1, ["train.micro_batch_rows=1"]), (2, ["train.micro_batch_rows=2", "train.zero.stage=2"])]
+    for world, overrides in splits:
+        for others, moved in run_ranks(world, first_losses, path, [plain, *overrides]):
+            assert others == pytest.approx(losses, rel=1e-5)
+            assert all(np.allclose(moved[name], value, rtol=1e-3, atol=2e-5) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "marian", "two-berts"])
+def test_the_loss_is_that_of_transformers_whatever_is_padded(folder: Path, name: str) -> None:
+    recipe = load_recipe(write_recipe(folder, name)).recipe
+    assert isinstance(recipe, SequenceToSequenceRecipe)
+    encoder = load_encoder(recipe.tokenizer, text_to_text=True)
+    writer = Writer(build_text_to_text(recipe.model, 0, encoder).eval(), 0.0)
+    sources, targets = torch.randint(5, 60, (2, 9)), torch.randint(5, 60, (2, 7))
+    mask = torch.ones_like(sources)
+    mask[1, 4:], targets[1, 3:] = 0, NOTHING
+    with torch.no_grad():
+        loss, right = writer(labels=targets, input_ids=sources, attention_mask=mask)
+        reference = writer.model(labels=targets, input_ids=sources, attention_mask=mask).loss
+        alone = [
+            writer(labels=targets[:1], input_ids=sources[:1], attention_mask=mask[:1]),
+            writer(labels=targets[1:, :3], input_ids=sources[1:, :4], attention_mask=mask[1:, :4]),
+        ]
+    assert float(loss) == pytest.approx(float(reference) * 10, rel=1e-5)
+    assert float(loss) == pytest.approx(sum(float(one) for one, _ in alone), rel=1e-5)
+    assert float(right) == sum(float(count) for _, count in alone)
+
+
+def test_a_decoder_that_begins_otherwise_writes_the_beginning_too(folder: Path, tmp_path: Path) -> None:
+    """BART's pretrained decoders begin with </s> and then write <s>: so the targets have it."""
+    recipe = load_recipe(write_recipe(folder, "bart")).recipe
+    assert isinstance(recipe, SequenceToSequenceRecipe)
+    encoder = load_encoder(recipe.tokenizer, text_to_text=True)
+    model = build_text_to_text(recipe.model, 0, encoder)
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = encoder.sep_id
+    model.save_pretrained(tmp_path / "bart")
+    own = load_recipe(folder / "bart.yaml", [f"model.pretrained={tmp_path}/bart", "model.config=null"]).recipe
+    written_first, given = (SequenceToSequence(one, Runtime.offline(one)) for one in (own, recipe))
+    for longer, shorter in zip(written_first.rows["train"], given.rows["train"], strict=True):
+        assert longer.target[0] == encoder.cls_id != shorter.target[0]
+        assert longer.target[-1] == shorter.target[-1] == encoder.sep_id
+        inside = longer.target[1:-1].tolist()
+        assert inside == shorter.target[:-1].tolist()[: len(inside)]
+
+
+def test_onnx_is_refused_with_one_sentence(folder: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(folder, "t5")).recipe
+    assert isinstance(recipe, SequenceToSequenceRecipe)
+    build_text_to_text(recipe.model, 0, load_encoder(recipe.tokenizer, text_to_text=True)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds a t5, which writes text in many steps, and only models of one step"):
+        export_onnx(tmp_path, tmp_path / "onnx", int8=False)
+
+
+def test_a_folder_that_does_not_fit_is_refused(folder: Path) -> None:
+    recipe = load_recipe(write_recipe(folder, "warm-bert")).recipe
+    assert isinstance(recipe, SequenceToSequenceRecipe)
+    encoder = load_encoder(recipe.tokenizer, text_to_text=True)
+    section = recipe.model.model_copy(update={"decoder_layers": 3})
+    with pytest.raises(UserError, match=r"model\.decoder_layers=3, and \S+ has 2 layers; use at most these"):
+        build_text_to_text(section, 0, encoder)
+    with pytest.raises(UserError, match="the model knows 128 tokens and the tokenizer 200; give the tokenizer"):
+        build_text_to_text(recipe.model, 0, replace(encoder, vocab_size=200))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.frozen_layers=1", "model.frozen_layers=1 is for encoders, and this model has a decoder; use 0"),
+        ("model.lora={rank: 2}", "model.lora is for encoders, and this model has a decoder; delete it"),
+        ("data.target_length=41", "data.target_length=41 is longer than model.config.max_position_embeddings=40"),
+        ("loss.label_smoothing=1", "loss.label_smoothing=1 leaves nothing of the targets; use less than 1"),
+        ("data.target_field=en", "data.source_field=en is data.target_field too; name two different fields"),
+        ("model.config.d_model=18", "is not a multiple of model.config.decoder_attention_heads=4; use 16 or 20"),
+        ("model.pretrained=bert", "model.config is given beside model.pretrained"),
+        ("decoding.beams=0", "decoding.beams=0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(folder: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write_recipe(folder, "bart"), [override], check_files=False)
+    assert message in str(error.value)

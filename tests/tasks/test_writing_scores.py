@@ -1,0 +1,83 @@
+"""Scores of written text against the libraries' own, in English and in Chinese, and what needs no model."""
+
+import pytest
+
+from dstrain.recipe.schema import SequenceToSequenceData
+from dstrain.tasks.text_pairs import TextPair
+from dstrain.tasks.writing_scores import Judge, bleu_scores, first_sentence, rouge_scores
+
+TEXTS = ["the red apple falls from the tree", "a dog sleeps", "nothing at all"]
+REFERENCES = [("the red apple falls off the tree", "a red apple falls"), ("a dog is sleeping",), ("something else",)]
+
+
+def data(**keys: str) -> SequenceToSequenceData:
+    return SequenceToSequenceData(train="-", sequence_length=8, target_length=8, **keys)  # type: ignore[arg-type]
+
+
+def test_bleu_and_chrf_are_those_of_sacrebleu_with_any_number_of_references() -> None:
+    import sacrebleu
+
+    found, signatures, judged = bleu_scores(TEXTS, REFERENCES, "en")
+    streams = [[one[0] for one in REFERENCES], [REFERENCES[0][1], None, None]]
+    assert found == {
+        "bleu": sacrebleu.corpus_bleu(TEXTS, streams).score,
+        "chrf": sacrebleu.corpus_chrf(TEXTS, streams).score,
+    }
+    assert 10 < found["bleu"] < 90
+    assert signatures["bleu"].startswith("nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert [one["predicted"] for one in judged] == TEXTS
+    assert judged[0]["scores"]["sentence_chrf"] > judged[2]["scores"]["sentence_chrf"]
+
+
+def test_chinese_is_scored_by_characters() -> None:
+    found, signatures, _ = bleu_scores(["什么是 Access2Base?"], [("什么是Access2Base？",)], "zh")
+    assert "|tok:zh|" in signatures["bleu"]
+    spaced, _, _ = bleu_scores(["什 么 是 Access2Base ?"], [("什么是Access2Base？",)], "zh")
+    assert found["bleu"] == spaced["bleu"] > 50, "spaces between characters change nothing"
+    assert bleu_scores(["什么是"], [("什么是这个",)], "en")[0]["bleu"] < 1e-6, "as one word it is another word"
+    rouge, said, _ = rouge_scores(["我喜欢红苹果 X12"], [("我喜欢苹果 X12",)], "zh")
+    assert rouge["rouge1"] == pytest.approx(2 * 6 / (7 + 6))
+    assert rouge["rouge2"] == pytest.approx(2 * 4 / (6 + 5))
+    assert rouge["rougeL"] == pytest.approx(2 * 6 / (7 + 6))
+    assert "characters" in said["rouge"]
+
+
+def test_rouge_is_that_of_rouge_score_and_the_best_reference_counts() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found, _, judged = rouge_scores(TEXTS, REFERENCES, "en")
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    best = [
+        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in references)
+        for text, references in zip(TEXTS, REFERENCES, strict=True)
+    ]
+    assert found["rougeL"] == pytest.approx(sum(best) / 3)
+    assert [one["scores"]["rougeL"] for one in judged] == pytest.approx(best)
+    assert rouge_scores(["a dog sleeping"], [("a dog sleeps",)], "en")[0]["rouge1"] == 1.0, "stems"
+    assert rouge_scores(["über große Äpfel"], [("Über große Äpfel",)], "de")[0]["rouge2"] == 1.0, "umlauts are letters"
+
+
+def test_what_needs_no_model_is_scored_beside_it() -> None:
+    dog, cat = "a dog runs over the wet grass", "a cat sleeps on the warm roof"
+    pairs = [TextPair("Ein Hund.", (dog,), 1), TextPair(cat, (cat,), 2), TextPair("x", (dog,), 3)]
+    scores = Judge(data(), [dog, "b", dog]).scores("valid", pairs, [dog, cat, dog])
+    assert scores["bleu"] == pytest.approx(100) and scores["chrf"] == pytest.approx(100)
+    baselines = scores["report"]["baselines"]
+    assert set(baselines) == {"the source as it is", "the most frequent target of data.train"}
+    assert scores["baseline_bleu"] == max(one["bleu"] for one in baselines.values()) > 0
+    summaries = Judge(data(target="summary"), ["-"]).scores("test", pairs, [dog, cat, dog])
+    assert summaries["baseline_rouge1"] == pytest.approx(1 / 3)
+    assert list(summaries["report"]["baselines"]) == ["the source's first sentence"]
+
+
+@pytest.mark.parametrize(
+    ("pair", "lead"),
+    [
+        (TextPair("One. Two.", ("-",), 1), "One."),
+        (TextPair("Version 2.5 works! Yes.", ("-",), 1), "Version 2.5 works!"),
+        (TextPair("第一句。第二句。", ("-",), 1), "第一句。"),
+        (TextPair("A. B. C.", ("-",), 1, lead="A. B."), "A. B."),
+    ],
+)
+def test_the_first_sentence(pair: TextPair, lead: str) -> None:
+    assert first_sentence(pair) == lead
