@@ -159,7 +159,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, lowercase: bool) -> None
 
 
 def train_command(args: Namespace) -> int:
-    """`dstrain tokenizer train SRC… --out DIR [--vocab-size 8192] [--field text[,KEY …]] [--lowercase/--no-lowercase]`."""
+    """`dstrain tokenizer train SRC… --out DIR [--vocab-size 8192] [--field KEY[,KEY]] [--lowercase/--no-lowercase]`."""
     if args.kind != "wordpiece":
         raise CorpusError(f"--kind {args.kind}: only wordpiece can be trained")
     texts = sampled_texts(source_files(args.sources), args.field)
