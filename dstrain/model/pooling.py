@@ -1,9 +1,10 @@
 """Texts as unit vectors: an encoder without a head, and what makes one vector of a text's hidden states."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 
 class AutoEncoder:
@@ -12,18 +13,21 @@ class AutoEncoder:
     @staticmethod
     def from_config(config: Any, **keys: Any) -> PreTrainedModel:
         """See `AutoModel.from_config`."""
-        return _without_pooler(AutoModel.from_config(config, **keys))
+        model: PreTrainedModel = AutoModel.from_config(config, **_without_pooler(config), **keys)
+        return model
 
     @staticmethod
     def from_pretrained(folder: Any, **keys: Any) -> PreTrainedModel:
         """See `AutoModel.from_pretrained`."""
-        return _without_pooler(AutoModel.from_pretrained(folder, **keys))
+        config = keys.get("config") or AutoConfig.from_pretrained(folder, local_files_only=True)
+        model: PreTrainedModel = AutoModel.from_pretrained(folder, **_without_pooler(config), **keys)
+        return model
 
 
-def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model
+def _without_pooler(config: Any) -> dict[str, bool]:
+    """The argument that leaves the pooler out, of models that know it."""
+    known = inspect.signature(MODEL_MAPPING[type(config)]).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
 def pooled(hidden: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:

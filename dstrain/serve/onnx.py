@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from dstrain.errors import UserError
+from dstrain.model.pooling import AutoEncoder
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.predictors import GRAPH
 from dstrain.tasks.retrieval import POOLING
@@ -115,6 +116,8 @@ def load_with_head(folder: Path) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = getattr(transformers, (config.architectures or ["none"])[0], None)
+        if (folder / POOLING).is_file():
+            kind = AutoEncoder
         if kind is None:
             raise UserError(f"{folder}/config.json names no architecture of this version of Transformers")
         if config.is_encoder_decoder:

@@ -154,6 +154,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+def scores_by_id(results: list[dict[str, Any]]) -> dict[str, float]:
+    return {each["id"]: each["score"] for each in results}
+
+
 def relevance(record: dict[str, Any]) -> dict[str, float]:
     return dict.fromkeys(record["positive"] if isinstance(record["positive"], list) else [record["positive"]], 1.0)
 
@@ -205,9 +209,11 @@ def test_an_index_finds_what_the_evaluation_found(
     for name in ("numpy", "faiss"):
         assert main(["search", str(folder / name), str(folder / "valid.jsonl"), "--top", "100"]) == 0
         answers[name] = said(capsys)
-    assert [[each["id"] for each in line["results"]] for line in answers["numpy"]] == [
-        [each["id"] for each in line["results"]] for line in answers["faiss"]
-    ]
+    for line, other in zip(answers["numpy"], answers["faiss"], strict=True):
+        assert scores_by_id(line["results"]) == pytest.approx(scores_by_id(other["results"]), abs=1e-5)
+        assert [each["score"] for each in line["results"]] == sorted(
+            scores_by_id(line["results"]).values(), reverse=True
+        )
     scores = [
         ranking_scores([each["text"] for each in line["results"]], relevance(record))
         for line, record in zip(answers["numpy"], valid, strict=True)
@@ -222,7 +228,8 @@ def test_an_index_finds_what_the_evaluation_found(
     assert np.array(Index.open(folder / "numpy").vectors) == pytest.approx(vectors, abs=1e-5)
     served = load_predictor(folder / "numpy")
     (found,) = served.answers([(valid[0]["query"],)], 4)
-    assert (served.fields, found["results"]) == (("query",), answers["numpy"][0]["results"][:10])
+    first_ten = scores_by_id(answers["numpy"][0]["results"][:10])
+    assert (served.fields, scores_by_id(found["results"])) == (("query",), pytest.approx(first_ten, abs=1e-5))
     assert main(["report", str(bi_encoder), "--html", str(folder / "report.html")]) == 0
     page = (folder / "report.html").read_text()
     assert "ndcg 10" in page and "Worst examples" in page
