@@ -246,7 +246,8 @@ class Retrieval(ExampleTask[Query]):
                 ranked = [keys[place] for place in order]
                 scores = ranking_scores(ranked, query.relevance)
                 judged.append({"predicted": self._judgements.shown(ranked), "scores": scores})
-                losses += list_losses(own / self._recipe.loss.temperature, [place_of[key] for key in query.relevant])
+                wanted = [place_of[key] for key in query.relevant if key not in excluded]
+                losses += list_losses(own / self._recipe.loss.temperature, wanted)
                 popular_here = islice((key for key in popular if key not in excluded), DEEP)
                 by_popularity.append(ranking_scores(list(popular_here), query.relevance))
         means = mean_scores([each["scores"] for each in judged])

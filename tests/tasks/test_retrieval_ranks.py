@@ -25,7 +25,9 @@ from dstrain.train.runtime import Runtime
 pytestmark = pytest.mark.ranks
 STAGES = (0, 1, 2, 3)
 # Adam's first moment after one step with beta1 = 0 is the gradient itself.
-PLAIN = ("train.clip_grad_norm=null", "optimizer.betas=[0.0, 0.999]")
+ROUNDING = 3e-6  # of fp32, relative, to the same in fp64; 4e-7 to 1.2e-6 are seen
+TEMPERATURE = 0.5  # fp32 rounds cosines, and a low temperature multiplies that
+PLAIN = ("train.clip_grad_norm=null", "optimizer.betas=[0.0, 0.999]", f"loss.temperature={TEMPERATURE}")
 
 
 def loaded(folder: Path, *overrides: str, **keys: Any) -> Recipe:
@@ -50,7 +52,8 @@ def reference(recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float3
     """The same step in plain torch: all texts in one batch, the loss from its definition, relevance from the file."""
     assert isinstance(recipe, RetrievalRecipe)
     encoder = load_encoder(recipe.tokenizer)
-    task = Retrieval(recipe.model_copy(), Runtime.offline(recipe))
+    task = Retrieval(recipe, Runtime.offline(recipe))
+    task.model.double()
     with task.rank_steps(0, 1, 0, None) as batches:
         micro_batches = next(batches).micro_batches
     texts = [[ids for inputs in micro_batches for ids in inputs[key]] for key in ("input_ids", "document_ids")]
@@ -73,7 +76,7 @@ def reference(recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float3
     owned = [document for positives in relevant.values() for document in positives]
     own = np.cumsum([0] + [sizes[query] for query in said[0]])[:-1].tolist()
     shared = losses = 0
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float64)
     for row, query in enumerate(said[0]):
         rivals = [at for at, text in enumerate(said[1]) if text not in relevant[query]]
         shared += len(said[1]) - 1 - len(rivals)
@@ -100,36 +103,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_queries(tmp_path_factory.mktemp("searched"))
 
 
-def dense(rank: int, world: int, recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float32]], float]:
-    return reference(recipe, folder)
+def dense(
+    rank: int, world: int, recipes: list[Recipe], folder: Path
+) -> list[tuple[dict[str, NDArray[np.float32]], float]]:
+    return [reference(recipe, folder) for recipe in recipes]
+
+
+KINDS = {
+    "symmetric": ["loss.symmetric=true"],
+    "corrected": ["loss.symmetric=false", "loss.frequency_correction=true", "pooling=cls"],
+    # more elements than ZeRO-3 leaves whole on every rank
+    "wide": ["loss.symmetric=true", "model.config.hidden_size=64", "model.config.intermediate_size=2048"],
+}
 
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(1, (8, 4)), (2, (2, 1))])
 def test_one_gradient_for_every_split_and_stage(world: int, micro_batches: tuple[int, ...], folder: Path) -> None:
-    cases = [
-        *itertools.product(STAGES, micro_batches, (("mean", "true", "false"),)),
-        (0, micro_batches[0], ("cls", "false", "true")),
-    ]
+    cases = [*itertools.product(STAGES, micro_batches, ["symmetric"]), (0, 2, "corrected"), (3, 2, "wide")]
     recipes = [
-        loaded(
-            folder,
-            f"train.zero.stage={stage}",
-            f"train.micro_batch_rows={rows}",
-            f"pooling={pooling}",
-            f"loss.symmetric={symmetric}",
-            f"loss.frequency_correction={correction}",
-        )
-        for stage, rows, (pooling, symmetric, correction) in cases
+        loaded(folder, f"train.zero.stage={stage}", f"train.micro_batch_rows={rows}", *KINDS[kind])
+        for stage, rows, kind in cases
     ]
     by_rank = run_ranks(world, gradient_pieces, recipes)
-    expected = {
-        case[2]: run_ranks(1, dense, recipe, folder)[0]
-        for case, recipe in zip(cases, recipes, strict=True)
-        if case in (cases[0], cases[-1])
-    }
+    last = {kind: recipe for (_, _, kind), recipe in zip(cases, recipes, strict=True)}
+    expected = dict(zip(last, run_ranks(1, dense, list(last.values()), folder)[0], strict=True))
     for case, ranks in zip(cases, zip(*by_rank, strict=True), strict=True):
         gradient, loss = expected[case[2]]
-        assert relative_difference(whole([pieces for pieces, _ in ranks]), gradient) < 1e-6, case
+        assert relative_difference(whole([pieces for pieces, _ in ranks]), gradient) < ROUNDING, case
         assert all(found == pytest.approx(loss, rel=1e-6) for _, found in ranks), case
 
 
@@ -156,7 +156,7 @@ def direct_gradient(rank: int, world: int, recipe: Recipe) -> tuple[Pieces, Piec
         firsts = np.cumsum([0] + [len(row.target) - 1 for row in rows])[:-1]
         allowed = torch.tensor(negatives_of([task._known[row.example] for row in rows], numbers))
         allowed[torch.arange(8), torch.tensor(firsts)] = True
-        logits = (vectors[:8] @ vectors[8:].T / 0.05).masked_fill(~allowed, -torch.inf)
+        logits = (vectors[:8] @ vectors[8:].T / TEMPERATURE).masked_fill(~allowed, -torch.inf)
         torch.nn.functional.cross_entropy(logits, torch.tensor(firsts)).backward()
         once = {(name, 0): p.grad.numpy().copy() for name, p in task.model.named_parameters() if p.grad is not None}
         return twice, once
