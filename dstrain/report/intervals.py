@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Judged = dict[str, Any]  # a line of predictions-SPLIT.jsonl, see `dstrain.tasks.task.Task.predictions`
 Floats = NDArray[np.float64]
 
+BLEU = "bleu"
 RESAMPLES = 1000
 AT_ONCE = 50  # resamples; memory is this × examples
 LEVEL = 0.95
@@ -38,11 +39,14 @@ def intervals(judged: Sequence[Judged], seed: int = 0) -> dict[str, Interval]:
     """Confidence intervals by the percentile bootstrap (Efron & Tibshirani 1993), examples drawn with replacement.
 
     Of the means of every entry of `scores`, of the F1 of every entry of `counts` (hits, predicted, true), and of the
-    macro F1 where examples have one label each. 1,000 resamples of the examples, the same in every run.
+    macro F1 where examples have one label each, and of BLEU where they have its counts. 1,000 resamples of the
+    examples, the same in every run.
     """
     if not judged:
         return {}
     columns: dict[str, Floats] = {}  # by score, what is added up over examples: (examples, 1 or 3 each label)
+    if "bleu_counts" in judged[0]:
+        columns[BLEU] = np.array([each["bleu_counts"] for each in judged], np.float64)
     for name in judged[0].get("scores", {}):
         columns[name] = np.array([[each["scores"][name]] for each in judged], np.float64)
     for name in judged[0].get("counts", {}):
@@ -52,10 +56,19 @@ def intervals(judged: Sequence[Judged], seed: int = 0) -> dict[str, Interval]:
     sums = _resampled_sums(np.concatenate(list(columns.values()), axis=1), seed)  # (1 + resamples, all columns)
     found, start = {}, 0
     for name, values in columns.items():
-        end = start + values.shape[1]
-        found[name] = _interval(sums[:, start] / len(judged) if end - start == 1 else _mean_f1(sums[:, start:end]))
-        start = end
+        part = sums[:, start : start + values.shape[1]]
+        score = _corpus_bleu if name == BLEU else _mean_f1 if part.shape[1] > 1 else lambda one: one[:, 0] / len(judged)
+        found[name] = _interval(score(part))
+        start += values.shape[1]
     return found
+
+
+def _corpus_bleu(sums: Floats) -> Floats:
+    """(samples,) from (samples, 10): right and all n-grams of 1 to 4 words, and words written and of the reference."""
+    from sacrebleu.metrics import BLEU as Bleu
+
+    counts = sums.astype(np.int64).tolist()
+    return np.array([Bleu.compute_bleu(one[:4], one[4:8], one[8], one[9]).score for one in counts])
 
 
 def _label_counts(judged: Sequence[Judged]) -> Floats:

@@ -168,8 +168,8 @@ class Task(ABC):
         """By split, what the last evaluation said of each example, for reports: JSON, none for tasks without examples.
 
         `line`, `text`, `true` and `predicted` are for people; `confidence` is the probability of what was predicted;
-        `scores` are averaged over examples, `counts` (hits, predicted, true) added up to an F1; `label` is there where
-        an example has exactly one.
+        `scores` are averaged over examples, `counts` (hits, predicted, true) added up to an F1, and `bleu_counts` to a
+        BLEU; `label` is there where an example has exactly one.
         """
         return {}
 

@@ -80,16 +80,20 @@ def bleu_scores(texts: Sequence[str], references: Sequence[Sequence[str]], langu
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    bleu = BLEU(tokenize="zh" if language == "zh" else "char" if language in BY_CHARACTERS else "13a")
+    tokenize = "zh" if language == "zh" else "char" if language in BY_CHARACTERS else "13a"
+    bleu = BLEU(tokenize=tokenize)
     chrf = CHRF()
     most = max(map(len, references))
     streams = [[of_one[k] if k < len(of_one) else None for of_one in references] for k in range(most)]
     found = {"bleu": bleu.corpus_score(texts, streams).score, "chrf": chrf.corpus_score(texts, streams).score}
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    each = [chrf.sentence_score(text, list(of_one)).score for text, of_one in zip(texts, references, strict=True)]
-    judged = [
-        {"predicted": text, "scores": {"sentence_chrf": score / 100}} for text, score in zip(texts, each, strict=True)
-    ]
+    by_sentence = BLEU(tokenize=tokenize, effective_order=True)  # else it warns of short ones
+    judged = []
+    for text, of_one in zip(texts, references, strict=True):
+        part = by_sentence.sentence_score(text, list(of_one))
+        counts = [*part.counts, *part.totals, part.sys_len, part.ref_len]
+        similarity = chrf.sentence_score(text, list(of_one)).score / 100
+        judged.append({"predicted": text, "scores": {"sentence_chrf": similarity}, "bleu_counts": counts})
     return found, signatures, judged
 
 

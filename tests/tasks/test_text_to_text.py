@@ -88,13 +88,18 @@ def write_recipe(folder: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", MODELS)
+def whole_and_in_parts(rank: int, world: int, recipe_file: Path, folder: Path, name: str) -> tuple[Any, Any]:
+    (whole,) = live(rank, world, recipe_file, folder / f"{name}-whole", [6], [])
+    *_, resumed = live(rank, world, recipe_file, folder / f"{name}-parts", [3, 6], [])
+    return whole, resumed
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "two-berts"])  # those two are in "warm-bert"
 def test_a_model_is_planned_resumed_and_exported_exactly(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_recipe(folder, name)
-    ((whole,),) = run_ranks(1, live, path, folder / f"{name}-whole", [6], [])
-    ((_, resumed),) = run_ranks(1, live, path, folder / f"{name}-parts", [3, 6], [])
+    ((whole, resumed),) = run_ranks(1, whole_and_in_parts, path, folder, name)
     assert whole == resumed
     ledgers = [(folder / f"{name}-{run}" / "ledger.jsonl").read_text() for run in ("whole", "parts")]
     assert ledgers[0] == ledgers[1]

@@ -3,6 +3,7 @@
 import pytest
 
 from dstrain.recipe.schema import SequenceToSequenceData
+from dstrain.report.intervals import intervals
 from dstrain.tasks.text_pairs import TextPair
 from dstrain.tasks.writing_scores import Judge, bleu_scores, first_sentence, rouge_scores
 
@@ -27,6 +28,15 @@ def test_bleu_and_chrf_are_those_of_sacrebleu_with_any_number_of_references() ->
     assert signatures["bleu"].startswith("nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert [one["predicted"] for one in judged] == TEXTS
     assert judged[0]["scores"]["sentence_chrf"] > judged[2]["scores"]["sentence_chrf"]
+
+
+def test_the_interval_of_bleu_is_around_it() -> None:
+    texts = [f"{TEXTS[0]} and then number {n} {'sleeps' if n % 3 else 'runs'}" for n in range(40)]
+    references = [(f"{REFERENCES[0][0]} and then number {n} sleeps",) for n in range(40)]
+    found, _, judged = bleu_scores(texts, references, "en")
+    interval = intervals(judged)["bleu"]
+    assert interval.value == pytest.approx(found["bleu"])
+    assert interval.low < interval.value < interval.high < interval.low + 20
 
 
 def test_chinese_is_scored_by_characters() -> None:
