@@ -68,7 +68,8 @@ def _corpus_bleu(sums: Floats) -> Floats:
     from sacrebleu.metrics import BLEU as Bleu
 
     counts = sums.astype(np.int64).tolist()
-    return np.array([Bleu.compute_bleu(one[:4], one[4:8], one[8], one[9]).score for one in counts])
+    smooth = {"smooth_method": "exp"}  # as its corpus scores have it
+    return np.array([Bleu.compute_bleu(one[:4], one[4:8], one[8], one[9], **smooth).score for one in counts])
 
 
 def _label_counts(judged: Sequence[Judged]) -> Floats:
