@@ -22,7 +22,7 @@ from dstrain.tasks.rankers import DECIMALS, PairScorer, TextEmbedder
 
 INDEX = "index.json"
 DOCUMENTS, VECTORS, FAISS = "documents.jsonl", "vectors.npy", "vectors.faiss"
-DOCUMENTS_AT_ONCE = 65_536  # whose similarities to the queries are in memory
+QUERIES_AT_ONCE, DOCUMENTS_AT_ONCE = 256, 65_536  # whose similarities are in memory
 TOP = 10
 RERANKED = 50  # documents that a cross-encoder looks at
 
@@ -97,6 +97,12 @@ class Index:
         if self.faiss is not None:
             scores, places = self.faiss.search(queries, top)
             return places, scores
+        parts = [queries[start : start + QUERIES_AT_ONCE] for start in range(0, len(queries), QUERIES_AT_ONCE)]
+        found = [self._exact(part, top) for part in parts]
+        return np.concatenate([places for places, _ in found]), np.concatenate([scores for _, scores in found])
+
+    def _exact(self, queries: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The same of a few queries, by looking at every document."""
         best_places = np.empty((len(queries), 0), np.int64)
         best = np.empty((len(queries), 0), np.float32)
         for start in range(0, len(self.ids), DOCUMENTS_AT_ONCE):

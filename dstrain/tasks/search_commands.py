@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+from dstrain.checkpoint.files import write_durably
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import RankingRecipe, RetrievalData, RetrievalRecipe
@@ -24,6 +25,7 @@ def index_command(args: Namespace) -> int:
         id_field=args.id_field,
         text_field=args.text_field,
     )
+    _require_positive(args.batch_rows, "--batch-rows", "row")
     documents = read_texts(data, args.corpus, "CORPUS", args.title_field)
     out = Path(args.out)
     Index.build(transformers_folder(Path(args.model)), documents, out, args.faiss, args.batch_rows)
@@ -33,14 +35,15 @@ def index_command(args: Namespace) -> int:
 
 def search_command(args: Namespace) -> int:
     """`dstrain search INDEX FILE|- [--top N] [--rerank MODEL] [--text-field KEY]`."""
-    if args.top < 1:
-        raise UserError(f"--top {args.top}: give 1 document at least")
+    _require_positive(args.top, "--top", "document")
     rerank = None if args.rerank is None else transformers_folder(Path(args.rerank))
     return predict_file(Searcher.open(Path(args.index), rerank, args.top), args.file, args.text_field, args.batch_rows)
 
 
 def mine_command(args: Namespace) -> int:
     """`dstrain mine RECIPE [key=value …] --index INDEX --out FILE [--split train] [--top N]`."""
+    _require_positive(args.top, "--top", "candidate")
+    _require_positive(args.batch_rows, "--batch-rows", "row")
     recipe = load_recipe(Path(args.recipe), args.overrides).recipe
     if not isinstance(recipe, RetrievalRecipe | RankingRecipe):
         raise UserError(f"{args.recipe} is a recipe of task {recipe.task}; give one of retrieval or ranking")
@@ -55,14 +58,24 @@ def mine_command(args: Namespace) -> int:
         raise UserError(f"{args.index} has no document of the recipe; make it of data.corpus={recipe.data.corpus}")
     vectors = embedder_of(index.model).vectors([query.text for query in queries], args.batch_rows)
     places, _ = index.nearest(vectors, args.top + max(len(query.excluded) for query in queries))
-    with Path(args.out).open("w", encoding="utf-8") as file:
-        for query, own in zip(queries, places.tolist(), strict=True):
-            found = [key for place in own if place >= 0 and (key := keys[place]) and key not in query.excluded]
-            for record in mined_records(recipe.data, query, found[: args.top]):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    lines = []
+    for query, own in zip(queries, places.tolist(), strict=True):
+        excluded = frozenset(query.excluded)
+        found = [key for place in own if place >= 0 and (key := keys[place]) and key not in excluded]
+        records = mined_records(recipe.data, query, found[: args.top])
+        lines += [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    try:
+        write_durably(Path(args.out), "".join(lines))
+    except OSError as error:
+        raise UserError(f"--out {args.out}: {error.strerror or error}") from error
     print(f"{args.out}: the {args.top} nearest documents of {len(queries):,} queries of data.{args.split}; train with")
     print(f"data.{args.split}={args.out} data.candidates_field={CANDIDATES}")
     return EXIT_DONE
+
+
+def _require_positive(value: int, option: str, what: str) -> None:
+    if value < 1:
+        raise UserError(f"{option} {value}: give 1 {what} at least")
 
 
 def mined_records(data: RetrievalData, query: Query, candidates: list[str]) -> list[dict[str, object]]:

@@ -289,6 +289,10 @@ def test_a_cross_encoder_puts_what_was_found_in_order(
         (["index", str(cross_encoder), str(corpus), "--out", str(folder / "no")], "makes no vectors of texts"),
         (["index", str(bi_encoder), str(corpus), "--out", str(out)], "exists and is not an empty folder"),
         (["index", str(bi_encoder), str(corpus), "--out", str(folder / "no"), "--faiss", "X9"], "--faiss X9"),
+        (["index", str(bi_encoder), str(corpus), "--out", str(folder / "no"), "--batch-rows", "0"], "--batch-rows 0"),
+        (["search", str(out), str(folder / "one.txt"), "--top", "0"], "give 1 document at least"),
+        (["mine", str(folder / "bi.yaml"), "--index", str(out), "--out", str(folder)], "Is a directory"),
+        (["mine", str(folder / "bi.yaml"), "--index", str(out), "--out", "x", "--split", "test"], "has no data.test"),
     ):
         assert main(command) == 2
         assert says in capsys.readouterr().err
