@@ -38,6 +38,7 @@ from dstrain.plan import (
     step_flops,
     total_steps,
 )
+from dstrain.plan.attention import MATMUL_TOKENS, attention_of
 from dstrain.plan.text import make_plan, plan_json, plan_text
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, SequenceToSequenceRecipe
 from dstrain.tasks.sequence_to_sequence import Writer
@@ -382,7 +383,7 @@ def not_kept_bytes(recipe: MaskedLmRecipe, shape: ModelShape) -> int:
     rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
     modern, checkpointing = shape.architecture == "modernbert", recipe.model.activation_checkpointing
     not_kept = rows * masked_per_row(recipe) * shape.vocab_size * (element + 4)  # logits and their gradient
-    if modern if checkpointing else recipe.model.attention == "eager":  # masks that stay, but not for autograd
+    if modern if checkpointing else recipe.model.attention != "sdpa":  # masks that stay, but not for autograd
         not_kept += (2 if modern else 1) * rows * length**2 * element
     if checkpointing:  # the layer that is run again
         inputs = rows * length * shape.hidden_size * element
@@ -393,7 +394,7 @@ def not_kept_bytes(recipe: MaskedLmRecipe, shape: ModelShape) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "matmul", "eager"])
 @pytest.mark.parametrize(
     ("architecture", "dropout"),
     [
@@ -416,6 +417,23 @@ def test_activations_are_what_autograd_keeps(
     shape = model_shape(recipe.model)
     stated = activation_bytes(recipe, shape, checkpointing=checkpointing, on_cpu=True) - not_kept_bytes(recipe, shape)
     assert stated == pytest.approx(kept_bytes(recipe), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tokens", "on_cpu", "chosen"),
+    [
+        ("bf16", MATMUL_TOKENS, True, "matmul"),
+        ("bf16", MATMUL_TOKENS + 1, True, "sdpa"),
+        ("fp32", 128, True, "sdpa"),
+        ("bf16", 128, False, "sdpa"),
+    ],
+)
+def test_attention_keeps_probabilities_only_where_that_is_faster_and_fits(
+    precision: str, tokens: int, on_cpu: bool, chosen: str
+) -> None:
+    sections = {"train": {"precision": precision}, "data": {"sequence_length": tokens}}
+    assert attention_of(masked_lm(**sections), on_cpu=on_cpu) == chosen
+    assert attention_of(masked_lm(**sections, model={"attention": "eager"}), on_cpu=on_cpu) == "eager"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
+import dstrain.model.attention  # noqa: F401  (Transformers learns a name)
 from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
 from dstrain.model.shape import dropout_keys
+from dstrain.plan.attention import initial_attention
 from dstrain.recipe.schema import Model
 
 # Special ids of the tokenizer that the model's config has to know: pad, and for RoBERTa the shift of its positions.
@@ -58,14 +60,21 @@ def build_model(
         UserError: the pretrained folder cannot be used.
     """
     torch.manual_seed(seed)
-    extra: dict[str, Any] = {"attn_implementation": model.attention, **dropout_keys(model), **config_keys}
+    attention = initial_attention(model)
+    extra: dict[str, Any] = {**dropout_keys(model), **config_keys}
     if labels:
         extra["id2label"] = dict(enumerate(labels))
         extra["label2id"] = {label: index for index, label in enumerate(labels)}
     built: PreTrainedModel
     if model.pretrained is not None:
         try:
-            built = auto.from_pretrained(Path(model.pretrained), dtype=torch.float32, local_files_only=True, **extra)
+            built = auto.from_pretrained(
+                Path(model.pretrained),
+                attn_implementation=attention,
+                dtype=torch.float32,
+                local_files_only=True,
+                **extra,
+            )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"model.pretrained={model.pretrained} cannot be loaded: {error}; "
@@ -78,7 +87,6 @@ def build_model(
             )
     else:
         assert model.config is not None, "a valid recipe has model.config or model.pretrained"
-        attention = extra.pop("attn_implementation")
         config = AutoConfig.for_model(model.architecture, **model.config.model_dump(), **special_ids, **extra)
         built = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
     if model.lora is not None:

@@ -33,6 +33,7 @@ _BERT_LINEARS = {
     "intermediate.dense": ("hidden_size", "intermediate_size", 1),
     "output.dense": ("intermediate_size", "hidden_size", 1),
 }
+MATMUL_ARCHITECTURES = ("bert", "roberta", "modernbert")  # whose attention adds nothing but a mask to the scores
 LAYER_LINEARS: dict[str, dict[str, tuple[str, str, int]]] = {
     "bert": _BERT_LINEARS,
     "roberta": _BERT_LINEARS,

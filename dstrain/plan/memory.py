@@ -38,6 +38,7 @@ from dataclasses import dataclass, fields
 
 from dstrain.model.pair_shape import PairShape
 from dstrain.model.shape import AnyShape, ModelShape, frozen_parameters, model_shape, parameters_of
+from dstrain.plan.attention import attention_of
 from dstrain.plan.batch import masked_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
@@ -163,8 +164,9 @@ def _attention_bytes(recipe: Recipe, shape: ModelShape, element: int, dropped: i
     """Return what a layer's attention keeps besides its inputs and outputs: scores, and what precedes the rotation."""
     rows, length = _rows(recipe), recipe.data.sequence_length
     pairs = rows * length * length  # of tokens
-    if recipe.model.attention == "eager":
-        modern = shape.architecture == "modernbert"  # its softmax is in fp32, and then rounded
+    attention = attention_of(recipe, on_cpu=on_cpu)
+    if attention in ("eager", "matmul"):
+        modern = shape.architecture == "modernbert" and attention == "eager"  # its softmax is in fp32, and then rounded
         softmax = 4 if modern else element
         if shape.attention_dropout:
             return pairs * shape.heads * (softmax + element + dropped)

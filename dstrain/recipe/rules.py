@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from dstrain.model.shape import LAYER_LINEARS, is_target
+from dstrain.model.shape import LAYER_LINEARS, MATMUL_ARCHITECTURES, is_target
 
 Verdict = str | None
 _RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []
@@ -277,6 +277,13 @@ def _targets_exist(targets: list[str], architecture: str) -> Verdict:
     missing = next((target for target in targets if not any(is_target(name, [target]) for name in layers)), None)
     if missing is not None:
         return f"holds {missing!r}, and no linear layer of {architecture} ends so; it has {', '.join(layers)}"
+    return None
+
+
+@rule("model.attention", "model.architecture")
+def _matmul_is_for_encoders(attention: str, architecture: str) -> Verdict:
+    if attention == "matmul" and architecture not in MATMUL_ARCHITECTURES:
+        return f"is not offered for {architecture}, only for {', '.join(MATMUL_ARCHITECTURES)}; use auto"
     return None
 
 

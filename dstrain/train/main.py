@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dstrain.checkpoint.commit import DISK_FULL, explain_os_error
 from dstrain.errors import UserError
+from dstrain.plan.attention import attention_of
 from dstrain.plan.engine import clips_itself
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
@@ -58,6 +59,8 @@ def build_task(recipe: Recipe, runtime: Runtime) -> Task:
 def prepare(runtime: Runtime, task: Task) -> None:
     """Give the task's module and its optimizer to the runtime."""
     recipe = runtime.recipe
+    if attention_of(recipe, on_cpu=runtime.device.type == "cpu") == "matmul":
+        task.model.set_attn_implementation("matmul")
     if recipe.model.activation_checkpointing:
         task.model.activation_checkpointing_enable()
     freeze(task.module, recipe.model.frozen_layers)

@@ -7,7 +7,7 @@ from tiny_models import ARCHITECTURES, FIRST_ID, SPECIAL_IDS, VOCABULARY, packed
 from dstrain.model.encoder import build_model, document_mask, encode_packed, predict_tokens
 
 LENGTHS = ((5, 17, 10), (1, 30, 1), (32,))  # in every row a document longer than modernbert's window
-EVERY = [(architecture, attention) for architecture in ARCHITECTURES for attention in ("sdpa", "eager")]
+EVERY = [(architecture, attention) for architecture in ARCHITECTURES for attention in ("sdpa", "matmul", "eager")]
 
 
 @pytest.mark.parametrize(("architecture", "attention"), EVERY)

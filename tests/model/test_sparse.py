@@ -102,7 +102,7 @@ def test_a_bf16_model_is_scored_in_fp32() -> None:
 
 
 def test_models_are_built_in_fp32_with_the_attention_that_is_asked_for() -> None:
-    for attention in ("sdpa", "eager"):
+    for attention in ("sdpa", "matmul", "eager"):
         model = build_model(recipe_model("bert", attention=attention), 0, {"pad_token_id": 0})
         assert model.dtype == torch.float32
         assert model.config._attn_implementation == attention

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from ranks import RankError, run_ranks
 from training import (
@@ -187,3 +188,21 @@ def start_only(rank: int, world: int, recipe: Recipe) -> None:
 def test_an_illegal_world_is_refused_before_anything_starts(tiny_recipe: RecipeMaker) -> None:
     with pytest.raises(RankError, match=r"RecipeError: 3 ranks cannot share .*use 2 or 4 ranks"):
         run_ranks(3, start_only, tiny_recipe())
+
+
+# ------------------------------------------------------------------ set-up
+
+
+def attention_in_use(rank: int, world: int, recipes: list[Recipe]) -> list[str]:
+    names = []
+    for recipe in recipes:
+        with training(recipe) as (_, task):
+            names.append(task.model.config._attn_implementation)
+    return names
+
+
+def test_attention_is_chosen_when_the_device_is_known(tiny_recipe: RecipeMaker) -> None:
+    wanted = {"fp32": "sdpa", "bf16": "sdpa" if torch.cuda.is_available() else "matmul"}
+    recipes = [tiny_recipe(f"train.precision={precision}") for precision in wanted]
+    asked = tiny_recipe("train.precision=bf16", "model.attention=eager")
+    assert run_ranks(1, attention_in_use, [*recipes, asked]) == [[*wanted.values(), "eager"]]

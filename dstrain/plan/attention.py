@@ -1,0 +1,25 @@
+"""Which implementation of attention a run computes with."""
+
+from dstrain.model.shape import MATMUL_ARCHITECTURES
+from dstrain.recipe.schema import Model, Recipe
+
+MATMUL_TOKENS = 1024  # longest rows of which all probabilities are kept without being asked for
+
+
+def attention_of(recipe: Recipe, *, on_cpu: bool) -> str:
+    """The recipe's `model.attention`, `auto` resolved: `matmul` where it is the faster, `sdpa` elsewhere.
+
+    In bf16 on a CPU torch's fused kernel takes about three times as long as matrix products at 128 tokens, and twice as
+    long at 512 (tools/bench/attention.py). Those keep probabilities of rows × heads × tokens² for the backward pass,
+    which at some length is too much; in fp32 they are not faster.
+    """
+    model = recipe.model
+    if model.attention != "auto" or model.architecture not in MATMUL_ARCHITECTURES:
+        return initial_attention(model)
+    short = recipe.data.sequence_length <= MATMUL_TOKENS
+    return "matmul" if on_cpu and recipe.train.precision == "bf16" and short else "sdpa"
+
+
+def initial_attention(model: Model) -> str:
+    """What a model is built with, before anybody knows on which device and in which precision it will run."""
+    return "sdpa" if model.attention == "auto" else model.attention
