@@ -10,11 +10,11 @@ ZeRO divides the optimizer by the ranks from stage 1, gradients from stage 2, we
 et al. 2020). Frozen parameters have weights only. In the optimizer's step a rank's gradients are there once more, in
 fp32; activations are gone by then. So `total = weights + gradients + optimizer + buffers + max(activations, step)`.
 
-Buffers are what gradients wait in until a collective takes them: without ZeRO a copy of all, up to 500 M elements;
-under ZeRO 1 and 2 the bucket and the gradients that it was filled from; under stage 3 a bucket that is made whole,
-however small the model, and the weights gathered at a time.
+Buffers are what gradients wait in until a collective takes them: without ZeRO a copy of all, up to 500 M elements,
+where there is more than one rank; under ZeRO 1 and 2 the bucket and the gradients that it was filled from; under stage
+3 a bucket that is made whole, however small the model, and the weights gathered at a time.
 
-The total is what tensors take at their peak. Of CPU ranks that trained 26 M parameters in two steps it was 110 to
+The total is what tensors take at their peak. Of CPU ranks that trained 26 M parameters in two steps it was 99 to
 113 % without ZeRO, 82 to 109 % under stages 1 and 2, and 74 to 89 % under stage 3. A process takes more: libraries,
 code and the allocator's gaps, on CPUs up to as much again.
 
@@ -93,7 +93,7 @@ def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, s
     optimizer = (8 if train.precision == "fp32" and stage == 0 else 12) * owned
     step = 0 if train.precision == "fp32" and stage == 0 else 4 * owned
     if stage == 0:
-        buffers = element * min(parameters, UNPARTITIONED_BUCKET_ELEMENTS)
+        buffers = element * min(parameters, UNPARTITIONED_BUCKET_ELEMENTS) if world > 1 else 0
     elif stage < 3:
         buffers = 2 * element * min(parameters, BUCKET_ELEMENTS)
     else:

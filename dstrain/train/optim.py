@@ -86,7 +86,10 @@ class ClippingAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Clip and step, or set `overflow` and change nothing."""
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for parameter in parameters:
+            if parameter.grad is None:  # took no part; decays all the same, as under every stage and number of ranks
+                parameter.grad = torch.zeros_like(parameter)
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         self._global_grad_norm = float(norm)
         self.overflow = not math.isfinite(self._global_grad_norm)

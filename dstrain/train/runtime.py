@@ -98,6 +98,8 @@ class Runtime:
         self.engine, _ = self.accelerator.prepare(module, optimizer)
         # Without ZeRO in bf16, DeepSpeed makes the states by a step on zero gradients: Adam would count one too many.
         self.inner_optimizer.state.clear()
+        if self.world_size == 1 and self.recipe.train.zero.stage == 0:
+            self.engine.enable_backward_allreduce = False  # one rank would copy all gradients away and back
         train = self.recipe.train
         self._require("the ZeRO stage", int(self.engine.zero_optimization_stage()), train.zero.stage)
         self._require("bf16", bool(self.engine.bfloat16_enabled()), train.precision == "bf16")

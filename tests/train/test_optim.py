@@ -112,6 +112,15 @@ def test_the_clipping_optimizer_clips_reports_and_refuses() -> None:
     assert optimizer.state[module.weight]["exp_avg"].tolist() == [[0.0, 0.0, 0.5]]
 
 
+def test_a_parameter_that_took_no_part_decays_all_the_same() -> None:
+    module = nn.ParameterList([torch.full((2, 2), 1.0), torch.full((2, 2), 1.0)])
+    optimizer = build_optimizer(module, Optimizer(learning_rate=0.1, weight_decay=0.5), clip_grad_norm=1.0)
+    optimizer.param_groups[0]["lr"] = 0.1
+    module[0].grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert [float(part.detach().mean()) for part in module] == pytest.approx([0.95, 0.95])
+
+
 def test_layers_learn_slower_the_further_they_are_from_the_head() -> None:
     from transformers import BertConfig, BertForTokenClassification
 

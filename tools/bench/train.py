@@ -5,7 +5,8 @@
 
 All train the same BERT on the same documents in full rows (every token is real), predict 15 % of them, and update by
 AdamW after clipping. They are started together and take turns, A B C D A B C D …, a number of steps each, while the
-others wait; what is printed is the median of the rounds, their range, and the medians of the ratios within a round.
+others wait; what is printed is the median of the rounds, their range, and the medians of the ratios within a round: by
+the clock, and by CPU time (threads and data processes together), which other jobs on the machine disturb less.
 """
 
 import argparse
@@ -35,8 +36,17 @@ from dstrain.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 VOCAB_SIZE = 30_528
 SHAPES = {"bert-small": (4, 512, 8), "bert-base": (12, 768, 12)}  # layers, hidden size, heads
-CONTESTANTS = ("dstrain", "dstrain-zero1", "hand", "trainer")
-RATIOS = (("dstrain", "trainer"), ("dstrain", "hand"), ("dstrain-zero1", "hand"), ("hand", "trainer"))
+CONTESTANTS = ("dstrain", "dstrain-zero1", "hand", "trainer", "hand-sdpa", "trainer-eager")
+RATIOS = (
+    ("dstrain", "trainer"),
+    ("dstrain", "trainer-eager"),
+    ("dstrain", "hand"),
+    ("dstrain-zero1", "hand"),
+    ("dstrain", "hand-sdpa"),
+    ("hand", "trainer"),
+)
+Seconds = tuple[float, float]  # of wall time, of CPU time
+WALL, CPU = 0, 1
 DOCUMENTS = 20_000
 
 
@@ -45,17 +55,15 @@ class Measured:
     """One configuration's seconds per round, by contestant, in order of the rounds."""
 
     tokens_per_round: int
-    seconds: dict[str, list[float]]
+    seconds: dict[str, list[Seconds]]
 
     def tokens_per_second(self, contestant: str) -> list[float]:
-        return [self.tokens_per_round / seconds for seconds in self.seconds[contestant]]
+        return [self.tokens_per_round / seconds[WALL] for seconds in self.seconds[contestant]]
 
-    def ratio(self, first: str, second: str) -> float | None:
+    def ratio(self, first: str, second: str, clock: int) -> float:
         """Median over the rounds of the first's speed ÷ the second's."""
-        if first not in self.seconds or second not in self.seconds:
-            return None
         pairs = zip(self.seconds[first], self.seconds[second], strict=True)
-        return statistics.median(theirs / ours for ours, theirs in pairs)
+        return statistics.median(theirs[clock] / ours[clock] for ours, theirs in pairs)
 
 
 def main() -> None:
@@ -152,7 +160,7 @@ def measure(contest: Contest, args: argparse.Namespace) -> Measured:
             running[name] = (process, ours)
             ours.recv()  # ready
             turn(ours, 2)  # allocators and kernels get warm
-        seconds: dict[str, list[float]] = {name: [] for name in running}
+        seconds: dict[str, list[Seconds]] = {name: [] for name in running}
         for _ in range(args.repeats):
             for name, (_, connection) in running.items():
                 seconds[name].append(turn(connection, args.steps))
@@ -166,10 +174,11 @@ def measure(contest: Contest, args: argparse.Namespace) -> Measured:
     return Measured(args.steps * contest.recipe.train.global_batch_rows * contest.recipe.data.sequence_length, seconds)
 
 
-def turn(connection: Connection, steps: int) -> float:
+def turn(connection: Connection, steps: int) -> Seconds:
     """Let a contestant take this many steps; returns their seconds."""
     connection.send(steps)
-    return float(connection.recv())
+    wall, cpu = connection.recv()
+    return float(wall), float(cpu)
 
 
 def summary(recipe: MaskedLmRecipe, measured: Measured) -> dict[str, Any]:
@@ -181,9 +190,16 @@ def summary(recipe: MaskedLmRecipe, measured: Measured) -> dict[str, Any]:
         "tokens_per_second": {name: statistics.median(speed) for name, speed in speeds.items()},
         "rounds": speeds,
         "gflops_per_second": {
-            name: statistics.median(speed) * flops / 1e9 for name, speed in speeds.items() if name != "trainer"
+            name: statistics.median(speed) * flops / 1e9
+            for name, speed in speeds.items()
+            if not name.startswith("trainer")
         },
-        "ratios": {f"{a} / {b}": r for a, b in RATIOS if (r := measured.ratio(a, b)) is not None},
+        "cpu_seconds": {name: [seconds[CPU] for seconds in rounds] for name, rounds in measured.seconds.items()},
+        "ratios": {
+            f"{a} / {b}": {"wall": measured.ratio(a, b, WALL), "cpu": measured.ratio(a, b, CPU)}
+            for a, b in RATIOS
+            if a in speeds and b in speeds
+        },
     }
 
 
@@ -198,7 +214,7 @@ def print_summary(report: dict[str, Any]) -> None:
         rate = "" if gflops is None else f"  {gflops:6.0f} GFLOP/s"
         print(f"  {name:14} {speed:9,.0f} tokens/s  ({min(rounds):,.0f} … {max(rounds):,.0f}){rate}")
     for pair, ratio in report["ratios"].items():
-        print(f"  {pair:24} {ratio:.3f}", flush=True)
+        print(f"  {pair:24} {ratio['wall']:.3f} by the clock, {ratio['cpu']:.3f} by CPU time", flush=True)
 
 
 if __name__ == "__main__":
