@@ -40,6 +40,7 @@ from dstrain.plan import (
 )
 from dstrain.plan.attention import MATMUL_TOKENS, attention_of
 from dstrain.plan.text import make_plan, plan_json, plan_text
+from dstrain.recipe.rules import broken_rules
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, SequenceToSequenceRecipe
 from dstrain.tasks.sequence_to_sequence import Writer
 from dstrain.train.optim import freeze
@@ -434,6 +435,12 @@ def test_attention_keeps_probabilities_only_where_that_is_faster_and_fits(
     sections = {"train": {"precision": precision}, "data": {"sequence_length": tokens}}
     assert attention_of(masked_lm(**sections), on_cpu=on_cpu) == chosen
     assert attention_of(masked_lm(**sections, model={"attention": "eager"}), on_cpu=on_cpu) == "eager"
+    biased = pair("t5", {})  # its scores have more added to them than a mask
+    assert attention_of(biased.model_copy(update={"train": masked_lm(**sections).train}), on_cpu=on_cpu) == "sdpa"
+    asked = {"model.attention": "matmul", "model.architecture": "t5"}
+    assert list(broken_rules(asked)) == [
+        (tuple(asked), "is not offered for t5, only for bert, roberta, modernbert; use auto")
+    ]
 
 
 @pytest.mark.parametrize(

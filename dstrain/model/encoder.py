@@ -60,7 +60,7 @@ def build_model(
         UserError: the pretrained folder cannot be used.
     """
     torch.manual_seed(seed)
-    attention = initial_attention(model)
+    attention = initial_attention(model.attention)
     extra: dict[str, Any] = {**dropout_keys(model), **config_keys}
     if labels:
         extra["id2label"] = dict(enumerate(labels))

@@ -20,8 +20,8 @@ from transformers import (
 from dstrain.data.tokens import Encoder
 from dstrain.errors import UserError
 from dstrain.model.shape import dropout_keys
-from dstrain.recipe.files import ENCODER_DECODER, origins
 from dstrain.plan.attention import initial_attention
+from dstrain.recipe.files import ENCODER_DECODER, origins
 from dstrain.recipe.schema import Decoding, TextToTextModel
 from dstrain.recipe.schema import EncoderDecoderModel as EncoderDecoderSection
 
@@ -103,7 +103,7 @@ def _from_config(model: TextToTextModel, encoder: Encoder) -> PreTrainedModel:
         forced = {} if model.architecture == "t5" else {"forced_eos_token_id": None}  # another vocabulary's
         config = AutoConfig.for_model(model.architecture, **sizes, **ids, **forced)
     built: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(
-        config, attn_implementation=initial_attention(model), dtype=torch.float32
+        config, attn_implementation=initial_attention(model.attention), dtype=torch.float32
     )
     return built
 
@@ -115,7 +115,11 @@ def _from_folder(model: TextToTextModel, folder: Path, encoder: Encoder) -> PreT
             f"model.architecture={model.architecture}, but {folder} holds a {config.model_type}; "
             f"give a folder with {' or '.join(origins(model.architecture))}"
         )
-    keys: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": initial_attention(model), "local_files_only": True}
+    keys: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": initial_attention(model.attention),
+        "local_files_only": True,
+    }
     for side in (config.encoder, config.decoder) if config.model_type == ENCODER_DECODER else (config,):
         side.update(dropout_keys(model))
     if isinstance(model, EncoderDecoderSection) and config.model_type != ENCODER_DECODER:

@@ -1,7 +1,7 @@
 """Which implementation of attention a run computes with."""
 
 from dstrain.model.shape import MATMUL_ARCHITECTURES
-from dstrain.recipe.schema import Model, Recipe
+from dstrain.recipe.schema import Recipe
 
 MATMUL_TOKENS = 1024  # longest rows of which all probabilities are kept without being asked for
 
@@ -15,11 +15,11 @@ def attention_of(recipe: Recipe, *, on_cpu: bool) -> str:
     """
     model = recipe.model
     if model.attention != "auto" or model.architecture not in MATMUL_ARCHITECTURES:
-        return initial_attention(model)
+        return initial_attention(model.attention)
     short = recipe.data.sequence_length <= MATMUL_TOKENS
     return "matmul" if on_cpu and recipe.train.precision == "bf16" and short else "sdpa"
 
 
-def initial_attention(model: Model) -> str:
-    """What a model is built with, before anybody knows on which device and in which precision it will run."""
-    return "sdpa" if model.attention == "auto" else model.attention
+def initial_attention(attention: str) -> str:
+    """What a model with this `model.attention` is built with, before anybody knows its device and precision."""
+    return "sdpa" if attention == "auto" else attention
