@@ -17,7 +17,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
@@ -66,7 +66,7 @@ def monitor_command(args: Namespace) -> int:
                 yield Message(when, given_topics(item) + topics_of(text), one.label == negative, text)
 
     with ExitStack() as stack:
-        stream = stack.enter_context(opened(args.file))
+        stream = stack.enter_context(_stream(args.file))
         field = args.text_field or classifier.fields[0]
         try:
             for change in changes(messages(read_in_background(stream, args.file, field)), rule):
@@ -190,6 +190,13 @@ def read_in_background(stream: BinaryIO, name: str, field: str) -> Iterator[tupl
         if isinstance(got, BaseException):
             raise got
         yield got
+
+
+def _stream(file: str) -> AbstractContextManager[BinaryIO]:
+    """A file, or standard input by a reader of its own: Python cannot exit while a thread waits in `sys.stdin`."""
+    if file == STANDARD_INPUT:
+        return nullcontext(open(sys.stdin.fileno(), "rb", closefd=False))
+    return opened(file)
 
 
 def items_at_hand(items: Iterator[tuple[Item, float] | None], batch_rows: int) -> Iterator[list[tuple[Item, float]]]:

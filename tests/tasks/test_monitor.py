@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -83,26 +84,30 @@ def test_bad_lines_are_counted_and_passed_over(model: Path, tmp_path: Path, caps
     assert " ALERT all: " in alerts[0]
 
 
-def test_an_open_pipe_is_answered(model: Path) -> None:
+def test_an_open_pipe_is_answered_until_ctrl_c(model: Path) -> None:
     """The alert comes while the writer is still there, as with `tail -f`; the last batch is not full."""
     command = [sys.executable, "-m", "dstrain", "monitor", str(model), "--negative", "bad", "--json", "--replay"]
     options = ["--window-minutes", "30", "--baseline-minutes", "180", "--least", "5"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as live:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, *options], env=environment, **pipes) as live:
         assert live.stdin is not None
         assert live.stdout is not None
         try:
             for line in stream():
                 live.stdin.write(json.dumps(line).encode() + b"\n")
             live.stdin.flush()
-            ready, _, _ = select.select([live.stdout], [], [], 120)
+            ready, _, _ = select.select([live.stdout], [], [], 300)
             assert ready, "nothing was said while the pipe was open"
             first = json.loads(live.stdout.readline())
             assert (first["topic"], first["begins"]) == ("all", True)
-            assert live.poll() is None
+            live.send_signal(signal.SIGINT)
+            assert live.wait(300) == 130
+            assert live.stderr is not None
+            last = live.stderr.read().decode().splitlines()[-1]
+            assert last == "240 lines, 0 of them bad; 60 negative; 1 surges"
         finally:
-            live.stdin.close()
-        assert live.wait(120) == 0
+            live.kill()
 
 
 def test_the_example_of_the_guide_is_what_its_messages_say() -> None:
