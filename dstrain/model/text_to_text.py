@@ -79,6 +79,7 @@ def generation_config(config: Any, decoding: Decoding, target_length: int) -> Ge
         num_beams=decoding.beams,
         no_repeat_ngram_size=decoding.no_repeat_ngram,
         max_new_tokens=target_length,
+        min_new_tokens=decoding.shortest or None,
         do_sample=False,
         decoder_start_token_id=decoder_start(config),
         eos_token_id=config.eos_token_id,

@@ -188,6 +188,13 @@ def _smoothing_leaves_the_target(smoothing: float, _length: int) -> Verdict:
     return "leaves nothing of the targets; use less than 1, as in 0.1" if smoothing >= 1 else None
 
 
+@rule("decoding.shortest", "data.target_length")
+def _shortest_is_shorter_than_longest(shortest: int, longest: int) -> Verdict:
+    if shortest >= longest:
+        return f"leaves no room below data.target_length={longest}; use at most {longest - 1}"
+    return None
+
+
 @rule("data.source_field", "data.target_field")
 def _source_is_not_target(source: str, target: str) -> Verdict:
     return "is data.target_field too; name two different fields" if source == target else None

@@ -640,12 +640,13 @@ class Decoding(Section):
     """Beam search, in evaluation and by `dstrain predict`: 1 beam takes the likeliest token each time.
 
     Scores are divided by length ** `length_penalty` (0: the short are preferred). `no_repeat_ngram`: no run of so many
-    tokens comes twice; 0 allows it.
+    tokens comes twice; 0 allows it. No text ends before it has `shortest` tokens.
     """
 
     beams: PositiveInt = 4
     length_penalty: float = 1.0
     no_repeat_ngram: NonNegativeInt = 0
+    shortest: NonNegativeInt = 0
 
 
 class SequenceToSequenceRecipe(CommonRecipe):
