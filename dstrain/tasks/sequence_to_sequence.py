@@ -86,7 +86,7 @@ class SequenceToSequence(ExampleTask[TextPair]):
         data = self._recipe.data
         sources = source_ids(self.encoder, [one.source for one in examples], data.source_prefix, data.sequence_length)
         # A decoder that begins with the token that begins a text is not asked to write it once more.
-        begun = int(self.encoder.begin == (decoder_start(self.model.config),)) if self.encoder.begin else 0
+        begun = int(self.encoder.begin == (decoder_start(self.model.config),))
         targets = encoded(self.encoder, (one.targets[0] for one in examples), data.target_length + begun)
         return [
             TextRow(source, target[begun:], number, 1 + data.target_length, len(target) - begun)
