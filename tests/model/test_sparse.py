@@ -72,13 +72,14 @@ def test_rows_add_up_whatever_the_micro_batch(architecture: str) -> None:
     assert each[2] == 0  # nothing to predict is no loss, not 0 ÷ 0
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_activation_checkpointing_changes_nothing(architecture: str, dropout: float) -> None:
+def test_activation_checkpointing_changes_nothing(architecture: str, dropout: float, attention: str) -> None:
     batch = masked_batch(*LENGTHS, predicted=PREDICTED)
     found = []
     for checkpointing in (False, True, False):
-        model = tiny_model(architecture, dropout=dropout).train()
+        model = tiny_model(architecture, dropout=dropout, attention=attention).train()
         if checkpointing:
             model.activation_checkpointing_enable()
             assert any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
