@@ -68,7 +68,9 @@ def _require_columns(header: list[str], place: str, needed: Mapping[str, str]) -
             meant = f"did you mean {close!r}? Then give {key}={close}" if close else f"its columns are: {columns}"
             mistakes.append(f"has no column {name!r} ({key}); {meant}")
     if len(mistakes) > 1:
-        mistakes.append("give the names of the columns, as in data.label_field=class; without a header, data.columns")
+        mistakes.append(
+            "give the names of the columns, as in data.label_field=class; without a header, data.columns=[text,label]"
+        )
     if mistakes:
         raise CorpusError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
 
