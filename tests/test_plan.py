@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dstrain.data.tokens import Encoder
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model
+from dstrain.model.linears import linear_names
 from dstrain.model.pair_shape import pair_shape
 from dstrain.model.pooling import AutoEncoder
 from dstrain.model.shape import (
@@ -252,6 +253,20 @@ def test_parameter_counts_of_pairs_are_exact(architecture: str, config: dict[str
     assert frozen_parameters(section, model_shape(section)) == frozen
     found = pair_shape(architecture, json.loads(json.dumps(model.config.to_dict())))
     assert found == model_shape(section), "an exported folder has the shape of its recipe"
+
+
+@pytest.mark.parametrize(("architecture", "config"), [(name, config) for name, config in PAIRS if config])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_adapters_of_pairs_are_counted_exactly(architecture: str, config: dict[str, Any], everywhere: bool) -> None:
+    targets = linear_names(architecture) if everywhere else []
+    section = pair(architecture, config | {"vocab_size": 500}, lora={"rank": 3, "target_modules": targets}).model
+    with torch.device("meta"):
+        model = built_pair(section)
+    shape = model_shape(section)
+    counts = parameters_of(section, shape, "sequence_to_sequence")
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    assert frozen_parameters(section, shape) == frozen > 0
 
 
 @pytest.mark.parametrize(("architecture", "config"), [(name, config) for name, config in PAIRS if config])

@@ -29,9 +29,11 @@ from dstrain.checkpoint.load import Pieces, Wanted, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.run_recipe import recipe_of
 from dstrain.checkpoint.store import Place
+from dstrain.data.tokens import load_encoder
 from dstrain.errors import CheckpointError
 from dstrain.model.encoder import build_again
 from dstrain.model.lora import base_identity, merge_adapters
+from dstrain.model.text_to_text import build_text_to_text
 from dstrain.recipe.schema import Recipe, SequenceToSequenceRecipe
 from dstrain.tasks.task import Task, task_class
 from dstrain.train.runtime import quiet_libraries
@@ -68,7 +70,7 @@ def export(checkpoint: Place, out: Path) -> float:
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        if adapted(recipe):
+        if recipe.model.lora is not None:
             logits = write_merged(task, recipe, pieces, staging)
         else:
             write_model(task, pieces, staging)
@@ -93,11 +95,6 @@ def export(checkpoint: Place, out: Path) -> float:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return difference
-
-
-def adapted(recipe: Recipe) -> bool:
-    """Whether its checkpoints hold adapters, and the rest is the pretrained model that it names."""
-    return recipe.model.lora is not None and not isinstance(recipe, SequenceToSequenceRecipe)
 
 
 def write_model(task: type[Task], pieces: Pieces, folder: Path) -> None:
@@ -130,10 +127,13 @@ def write_merged(task: type[Task], recipe: Recipe, pieces: Pieces, folder: Path)
         CheckpointError: it does not fit its config, or the base of its adapters is not what it was.
         UserError: the folder that the base comes from cannot be used.
     """
-    assert not isinstance(recipe, SequenceToSequenceRecipe)
     manifest = pieces.manifest
-    config = AutoConfig.for_model(**manifest.model_config)
-    model: PreTrainedModel = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
+    model: PreTrainedModel
+    if isinstance(recipe, SequenceToSequenceRecipe):
+        model = build_text_to_text(recipe.model, manifest.rng["seed"], load_encoder(recipe.tokenizer))
+    else:
+        config = AutoConfig.for_model(**manifest.model_config)
+        model = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
     if base_identity(model)["base"] != manifest.identity["base"]:
         raise CheckpointError(
             f"{pieces.folder} holds adapters of another model than model.pretrained={recipe.model.pretrained} is now; "

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dstrain.data.counter_rng import stream_key
+from dstrain.errors import UserError
 from dstrain.model.depth import depth_of_parameters, head_depth, within_layer
-from dstrain.model.shape import is_target, lora_targets
+from dstrain.model.linears import is_target, lora_targets
 from dstrain.recipe.schema import Lora
 
 ADAPTER = "default"  # as peft calls the only one
@@ -25,12 +26,13 @@ def add_adapters(model: PreTrainedModel, lora: Lora, architecture: str, seed: in
     """Put adapters beside the linear layers that `lora` names. They and what comes after the last layer are trained."""
     from peft import LoraModel
 
+    unused = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     torch.manual_seed(int(stream_key(seed, "lora")) >> 1)
     LoraModel(model, lora_config(model, lora, architecture), ADAPTER)
     names = [name for name, _ in model.named_parameters()]
     depths, top = depth_of_parameters(names), head_depth(names)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(depths[name] == top or is_adapter(name))
+        parameter.requires_grad_((depths[name] == top and name not in unused) or is_adapter(name))
 
 
 def lora_config(model: nn.Module, lora: Lora, architecture: str) -> Any:
@@ -43,6 +45,8 @@ def lora_config(model: nn.Module, lora: Lora, architecture: str) -> Any:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and is_target(within_layer(name), targets)
     ]
+    if not modules:
+        raise UserError(f"model.lora.target_modules={list(targets)}: this model has no such linear layer in its layers")
     alpha: Any = lora.alpha  # peft says that it is whole, and divides it by the rank
     return LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=modules)
 

@@ -166,6 +166,11 @@ def pair_parameters(shape: PairShape) -> dict[str, int]:
     return counts | ({"prediction head": shape.head} if shape.head else {})
 
 
+def frozen_beside_adapters(shape: PairShape) -> int:
+    """Return the parameters not trained beside adapters: all but the head's own and T5's last norms."""
+    return sum(pair_parameters(shape).values()) - (2 * shape.hidden_size if shape.architecture == "t5" else shape.head)
+
+
 def attention_parameters(shape: PairShape) -> int:
     """Return the parameters of one attention: query, key, value and output."""
     biases = 3 * shape.attention_size + shape.hidden_size if shape.biased else 0

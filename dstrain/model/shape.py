@@ -1,13 +1,14 @@
 """The shape of a model without the model: what its parameters, FLOPs and activations follow from. Imports no torch."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dstrain.errors import RecipeError
-from dstrain.model.pair_shape import PAIRS, PairShape, pair_parameters, pair_shape
+from dstrain.model.linears import STACK_LINEARS, T5_INNER, is_target, lora_targets
+from dstrain.model.pair_shape import PAIRS, PairShape, frozen_beside_adapters, pair_parameters, pair_shape
 from dstrain.recipe.schema import (
     BertConfig,
     EncoderDecoderModel,
@@ -24,27 +25,7 @@ _CONFIGS: dict[str, type[BertConfig] | type[ModernBertConfig]] = {
     "modernbert": ModernBertConfig,
 }
 
-# The linear layers of an encoder layer, and from which size to which: ModelShape's, or a multiple.
-_BERT_LINEARS = {
-    "attention.self.query": ("hidden_size", "hidden_size", 1),
-    "attention.self.key": ("hidden_size", "hidden_size", 1),
-    "attention.self.value": ("hidden_size", "hidden_size", 1),
-    "attention.output.dense": ("hidden_size", "hidden_size", 1),
-    "intermediate.dense": ("hidden_size", "intermediate_size", 1),
-    "output.dense": ("intermediate_size", "hidden_size", 1),
-}
 MATMUL_ARCHITECTURES = ("bert", "roberta", "modernbert")  # whose attention adds nothing but a mask to the scores
-LAYER_LINEARS: dict[str, dict[str, tuple[str, str, int]]] = {
-    "bert": _BERT_LINEARS,
-    "roberta": _BERT_LINEARS,
-    "modernbert": {
-        "attn.Wqkv": ("hidden_size", "hidden_size", 3),
-        "attn.Wo": ("hidden_size", "hidden_size", 1),
-        "mlp.Wi": ("hidden_size", "intermediate_size", 2),
-        "mlp.Wo": ("intermediate_size", "hidden_size", 1),
-    },
-}
-_QUERIES_AND_VALUES = {"bert": ("query", "value"), "roberta": ("query", "value"), "modernbert": ("Wqkv",)}
 # The keys of a Transformers config that are a dropout's probability.
 DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
@@ -164,15 +145,13 @@ def parameter_counts(shape: AnyShape, task: str, labels: int = 2) -> dict[str, i
 def parameters_of(model: AnyModel, shape: AnyShape, task: str, labels: int = 2) -> dict[str, int]:
     """Return `parameter_counts` and, where the recipe's model has some, those of its `adapters`."""
     counts = parameter_counts(shape, task, labels)
-    if model.lora is None or isinstance(shape, PairShape):
-        return counts
-    return counts | {"adapters": lora_parameters(shape, model.lora)}
+    return counts if model.lora is None else counts | {"adapters": lora_parameters(shape, model.lora)}
 
 
 def frozen_parameters(model: AnyModel, shape: AnyShape) -> int:
     """Return the exact number of parameters that are not trained: embeddings and layers, by frozen_layers or lora."""
     if isinstance(shape, PairShape):
-        return shape.fixed
+        return shape.fixed if model.lora is None else frozen_beside_adapters(shape)
     layers = shape.layers if model.lora is not None else model.frozen_layers
     if layers == 0:
         return 0
@@ -190,25 +169,16 @@ def layer_parameters(shape: ModelShape) -> int:
     return attention + mlp + 2 * _norm(shape)
 
 
-def lora_targets(architecture: str, lora: Lora) -> tuple[str, ...]:
-    """What the names of linear layers with an adapter end in."""
-    return lora.target_modules or _QUERIES_AND_VALUES[architecture]
-
-
-def is_target(name: str | None, targets: Iterable[str]) -> bool:
-    """Whether a linear layer of this name within its encoder layer (None: of none) is among the targets."""
-    return name is not None and any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def lora_parameters(shape: ModelShape, lora: Lora) -> int:
+def lora_parameters(shape: AnyShape, lora: Lora) -> int:
     """Return the parameters of all adapters: for each linear layer, rank × (its inputs + its outputs)."""
-    targets = lora_targets(shape.architecture, lora)
-    sizes: list[int] = [
-        getattr(shape, inputs) + times * getattr(shape, outputs)
-        for name, (inputs, outputs, times) in LAYER_LINEARS[shape.architecture].items()
-        if is_target(name, targets)
-    ]
-    return shape.layers * lora.rank * sum(sizes)
+    targets, total = lora_targets(shape.architecture, lora), 0
+    stacks = (shape.layers, shape.decoder_layers) if isinstance(shape, PairShape) else (shape.layers,)
+    for layers, linears in zip(stacks, STACK_LINEARS[shape.architecture], strict=True):
+        for name, (inputs, outputs, times) in linears.items():
+            gated = T5_INNER.get(name.rpartition(".")[2])
+            if is_target(name, targets) and gated in (None, shape.gated_mlp):
+                total += layers * (int(getattr(shape, inputs)) + times * int(getattr(shape, outputs)))
+    return lora.rank * total
 
 
 def _norm(shape: ModelShape) -> int:

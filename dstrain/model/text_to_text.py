@@ -19,6 +19,7 @@ from transformers import (
 
 from dstrain.data.tokens import Encoder
 from dstrain.errors import UserError
+from dstrain.model.lora import add_adapters
 from dstrain.model.shape import dropout_keys
 from dstrain.plan.attention import initial_attention
 from dstrain.recipe.files import ENCODER_DECODER, origins
@@ -62,6 +63,8 @@ def build_text_to_text(model: TextToTextModel, seed: int, encoder: Encoder) -> P
     pooler = getattr(getattr(built, "encoder", None), "pooler", None)
     if pooler is not None:
         pooler.requires_grad_(False)  # nothing reads it
+    if model.lora is not None:
+        add_adapters(built, model.lora, model.architecture, seed)
     return built
 
 

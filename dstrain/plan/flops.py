@@ -81,11 +81,12 @@ def _pair_flops(recipe: SequenceToSequenceRecipe, shape: PairShape) -> Flops:
     decoder += 2 * hidden * heads * source  # keys and values of the cross attention
     pairs = shape.layers * source**2 + shape.decoder_layers * target * (target + source)
     transform = hidden * hidden if shape.head else 0
+    matmuls, lora = 2 * (encoder + shape.decoder_layers * decoder) / tokens, recipe.model.lora
     return Flops(
-        matmuls=2 * (encoder + shape.decoder_layers * decoder) / tokens,
+        matmuls=matmuls,
         attention=4 * heads * pairs / tokens,
         head=2 * (transform + hidden * shape.vocab_size) * target / tokens,
-        spared=0.0,
+        spared=0.0 if lora is None else matmuls,  # what adapters take is left out of it
         activation_checkpointing=recipe.model.activation_checkpointing,
     )
 

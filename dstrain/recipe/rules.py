@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from dstrain.model.shape import LAYER_LINEARS, MATMUL_ARCHITECTURES, is_target
+from dstrain.model.linears import is_target, linear_names
+from dstrain.model.shape import MATMUL_ARCHITECTURES
 
 Verdict = str | None
 _RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []
@@ -178,11 +179,6 @@ def _pairs_have_no_frozen_layers(frozen_layers: int, _length: int) -> Verdict:
     return "is for encoders, and this model has a decoder; use 0" if frozen_layers else None
 
 
-@rule("model.lora", "data.target_length")
-def _pairs_have_no_adapters(lora: Mapping[str, Any] | None, _length: int) -> Verdict:
-    return "is for encoders, and this model has a decoder; delete it, or set it to null" if lora is not None else None
-
-
 @rule("loss.label_smoothing", "data.target_length")
 def _smoothing_leaves_the_target(smoothing: float, _length: int) -> Verdict:
     return "leaves nothing of the targets; use less than 1, as in 0.1" if smoothing >= 1 else None
@@ -278,9 +274,7 @@ def _one_pace_of_unfreezing(steps: int | None, every_epochs: float | None, epoch
 
 @rule("model.lora.target_modules", "model.architecture")
 def _targets_exist(targets: list[str], architecture: str) -> Verdict:
-    layers = LAYER_LINEARS.get(architecture)
-    if layers is None:
-        return f"are not known of {architecture}; adapters are offered for {', '.join(LAYER_LINEARS)}"
+    layers = linear_names(architecture)
     missing = next((target for target in targets if not any(is_target(name, [target]) for name in layers)), None)
     if missing is not None:
         return f"holds {missing!r}, and no linear layer of {architecture} ends so; it has {', '.join(layers)}"

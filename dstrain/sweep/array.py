@@ -35,7 +35,9 @@ def submit_array(args: Namespace, name: str, folder: Path) -> int:
     (folder / SCRIPT).write_text(script, encoding="utf-8")
     job = slurm.submit(folder / SCRIPT)
     print(f"{name}: submitted as job {job}, {args.jobs} workers; see {folder / LOG.replace('%a', '*')}")
-    print(f"results so far, and the rest of the trials here: dstrain sweep {args.recipe} --dir {folder} --worker 1000")
+    seeds = f" --seeds {args.seeds}" if args.seeds is not None else ""
+    again = f"dstrain sweep {args.recipe}{seeds} --dir {folder} --worker 1000"
+    print(f"results so far, and the rest of the trials here: {again}")
     return EXIT_DONE
 
 

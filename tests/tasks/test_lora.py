@@ -20,7 +20,7 @@ from dstrain.recipe.load import load_recipe
 pytestmark = pytest.mark.ranks
 
 LORA = ["model.lora={rank: 2, alpha: 3.0, dropout: 0.1}", "optimizer.weight_decay=0.1"]
-SPLITS = {"answers": (2, 2, 1), "pairs": (1, 2, 1), "sets": (1, 0, 0), "tags": (2, 3, 3)}  # ranks; ZeRO: half, whole
+SPLITS = {"answers": (1, 2, 1), "pairs": (1, 2, 1), "sets": (1, 0, 0), "tags": (2, 3, 3)}  # ranks; ZeRO: half, whole
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,6 @@ def test_a_folder_that_does_not_fit_is_refused(folder: Path) -> None:
     ("override", "message"),
     [
         ("model.frozen_layers=1", "model.frozen_layers=1 is for encoders, and this model has a decoder; use 0"),
-        ("model.lora={rank: 2}", "model.lora is for encoders, and this model has a decoder; delete it"),
         ("data.target_length=41", "data.target_length=41 is longer than model.config.max_position_embeddings=40"),
         ("loss.label_smoothing=1", "loss.label_smoothing=1 leaves nothing of the targets; use less than 1"),
         ("data.target_field=en", "data.source_field=en is data.target_field too; name two different fields"),
@@ -262,3 +261,23 @@ def test_a_recipe_that_cannot_be_is_refused(folder: Path, override: str, message
     with pytest.raises(RecipeError) as error:
         load_recipe(write_recipe(folder, "bart"), [override], check_files=False)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["t5", "warm-bert"])
+def test_adapters_on_both_sides_are_resumed_exactly_and_merged(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, lora = write_recipe(folder, name), ["model.lora={rank: 2, dropout: 0.1}", "train.zero.stage=2"]
+    run = folder / f"{name}-adapted"
+    ((whole,),) = run_ranks(1, live, path, run, [6], lora)
+    ((half, resumed),) = run_ranks(1, live, path, folder / f"{name}-adapted-parts", [3, 6], lora)
+    assert whole == resumed
+    changed = {key for key in whole if half[key] != whole[key]}
+    assert {key for key in whole if ".lora_" in key} <= changed
+    assert not any("embeddings" in key or "shared" in key or "base_layer" in key for key in changed)
+    assert main(["ckpt", "export", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(run), str(folder / "valid.en")]) == 0
+    said = [json.loads(line)["de"] for line in capsys.readouterr().out.splitlines()]
+    judged = [json.loads(line) for line in (run / "predictions-valid.jsonl").read_text().splitlines()]
+    assert said == [each["predicted"] for each in judged]
