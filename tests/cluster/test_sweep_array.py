@@ -36,17 +36,17 @@ def test_workers_of_an_array_share_the_trials_and_a_stopped_one_comes_back(
     recipe.write_text(recipe.read_text() + SWEEP)
     (project.folder / "profile.yaml").write_text(PROFILE)
     command = [*DSTRAIN, "sweep", "tiny.yaml", "train.steps=40", "--dir", str(folder)]
-    answer = slurm_lab.run(*command, "--on", "profile.yaml", "--jobs", "2", timeout_seconds=100)
+    answer = slurm_lab.run(*command, "--on", "profile.yaml", "--jobs", "2", timeout_seconds=300)
     match = re.search(r"submitted as job (\d+), 2 workers", answer.stdout)
     assert match, answer.stdout + answer.stderr
     metrics = folder / "trial-0000" / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5, 120, lambda: logs(folder))
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5, 400, lambda: logs(folder))
     slurm_lab.run("scancel", "--batch", "--signal=USR1", match[1])
-    wait_until(lambda: "to be gone on with" in logs(folder), 60, lambda: logs(folder))
-    wait_until(lambda: logs(folder).count("3 of 3 trials done") >= 1, 240, lambda: logs(folder))
-    wait_until(lambda: not slurm_lab.run("squeue", "--noheader").stdout.strip(), 60, lambda: logs(folder))
+    wait_until(lambda: "to be gone on with" in logs(folder), 400, lambda: logs(folder))
+    wait_until(lambda: logs(folder).count("3 of 3 trials done") >= 1, 400, lambda: logs(folder))
+    wait_until(lambda: not slurm_lab.run("squeue", "--noheader").stdout.strip(), 400, lambda: logs(folder))
 
-    summary = json.loads(slurm_lab.run(*command, "--worker", "9", "--json", timeout_seconds=100).stdout)
+    summary = json.loads(slurm_lab.run(*command, "--worker", "9", "--json", timeout_seconds=300).stdout)
     assert [trial["state"] for trial in summary["trials"]] == ["complete"] * 3
     assert len({trial["parameters"]["optimizer.learning_rate"] for trial in summary["trials"]}) == 3
     attempts = [len(list((Path(trial["run"]) / "attempts").iterdir())) for trial in summary["trials"]]

@@ -48,7 +48,7 @@ def test_a_rank_sees_the_same_through_every_transport(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         logs = [log.read_text() for log in tmp_path.glob("tmp.*/*.log")]
