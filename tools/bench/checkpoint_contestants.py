@@ -44,7 +44,7 @@ SIZES = {"110M": (768, 12, 12), "400M": (1024, 29, 16), "4M": (128, 2, 2)}  # hi
 RECIPE = """\
 name: bench
 task: masked_lm
-model: {{architecture: bert, config: {{vocab_size: 30522, hidden_size: {0}, num_hidden_layers: {1},
+model: {{architecture: bert, attention: sdpa, config: {{vocab_size: 30522, hidden_size: {0}, num_hidden_layers: {1},
   num_attention_heads: {2}, intermediate_size: {3}, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}}}
 tokenizer: .
 data: {{train: ., sequence_length: 128, lanes: 4}}
