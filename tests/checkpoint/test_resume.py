@@ -14,7 +14,7 @@ from checkpoint_ranks import job
 from ranks import run_ranks
 
 from dstrain.checkpoint.load import choose
-from dstrain.checkpoint.manifest import MANIFEST, Manifest, _written, committed, step_of
+from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, _written, committed, step_of
 from dstrain.checkpoint.verify import verify
 from dstrain.errors import CheckpointError
 from dstrain.recipe.schema import BertConfig, BertModel, Recipe
@@ -138,7 +138,7 @@ def test_what_belongs_to_something_else_is_refused_with_one_message(
 ) -> None:
     newer = copy_of(run_dir, tmp_path, "newer")
     checkpoint = committed(newer)[0]
-    stored = asdict(Manifest.read(checkpoint)) | {"format": 3, "novelty": "unknown"}
+    stored = asdict(Manifest.read(checkpoint)) | {"format": FORMAT + 1, "novelty": "unknown"}
     (checkpoint / MANIFEST).write_text(_written(stored))
     ruined = copy_of(run_dir, tmp_path, "ruined")
     for folder in committed(ruined):
@@ -160,9 +160,9 @@ def test_what_belongs_to_something_else_is_refused_with_one_message(
         f"{step_4} is of another model: bert.encoder.layer.2.attention.output.LayerNorm.bias has no place there and "
         f"shape [32] here; use the recipe of that run or another --run-dir",
         f"{step_4} was saved from other data:\n  data.masking.rate was 0.15, is 0.3\n  data.seed was 1, is 2\n"
-        f"put back what changed, or start a new run with another --run-dir",
-        f"{checkpoint / MANIFEST} is of checkpoint format 3, this dstrain reads up to format 2; use the version of "
-        f"dstrain that wrote it, or start anew with another --run-dir",
+        f"put back what changed, start a new run with another --run-dir, or go on with --allow data-change",
+        f"{checkpoint / MANIFEST} is of checkpoint format {FORMAT + 1}, this dstrain reads up to format {FORMAT}; use "
+        f"the version of dstrain that wrote it, or start anew with another --run-dir",
         f"none of the 2 checkpoints in {there} can be used:\n"
         f"  skipped step-0000000004: {there}/step-0000000004 is not a checkpoint: it has no manifest.json\n"
         f"  skipped step-0000000002: {there}/step-0000000002 is not a checkpoint: it has no manifest.json\n"
