@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dstrain.checkpoint.files import write_durably
+from dstrain.checkpoint.durable import write_durably
 from dstrain.checkpoint.manifest import Manifest, committed
 from dstrain.checkpoint.store import Place
 

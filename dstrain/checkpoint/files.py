@@ -1,13 +1,11 @@
-"""Checkpoint files: safetensors written in one pass while they are hashed, and durable replacement of small files."""
+"""Checkpoint files: safetensors written in one pass while they are hashed."""
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,23 +131,3 @@ class _Digests:
     def of_blocks(self) -> list[str]:
         """Of all blocks, the last one included."""
         return self._done + ([self._block.hexdigest()] if self._room < DIGEST_BYTES else [])
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file so that a crash at any instant leaves the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names within a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

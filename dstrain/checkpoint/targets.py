@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dstrain.checkpoint.files import Written, sync_folder, write_durably, write_safetensors
+from dstrain.checkpoint.durable import sync_folder, write_durably
+from dstrain.checkpoint.files import Written, write_safetensors
 from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name, step_of
 from dstrain.checkpoint.retention import discard

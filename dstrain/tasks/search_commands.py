@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from dstrain.checkpoint.files import write_durably
+from dstrain.checkpoint.durable import write_durably
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import RankingRecipe, RetrievalData, RetrievalRecipe

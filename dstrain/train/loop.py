@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dstrain.checkpoint.files import write_durably
+from dstrain.checkpoint.durable import write_durably
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import checkpoints_of, folder_name
 from dstrain.data.rows import digest_hex

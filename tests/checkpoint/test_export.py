@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from dstrain.checkpoint import export
-from dstrain.checkpoint.files import write_durably, write_safetensors
+from dstrain.checkpoint.durable import write_durably
+from dstrain.checkpoint.files import write_safetensors
 from dstrain.checkpoint.fragments import fragment_key, saved_tensors, share
 from dstrain.checkpoint.load import Pieces
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, checkpoint_folder, committed

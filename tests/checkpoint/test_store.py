@@ -209,7 +209,13 @@ def test_an_upload_that_is_cut_is_made_again(way: Way, here: StorePath) -> None:
 def test_a_server_that_is_killed_in_mid_upload_and_comes_back(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "RETRY_AFTER_SECONDS", (1.0, 2.0, 4.0, 8.0, 16.0))  # moto takes its time to start
     with s3_server() as mortal:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mortal.port}")
+        gate = Way(mortal.port)  # opened again when the new server has its bucket, and not before
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
+
+        def come_back() -> None:
+            mortal.start()
+            gate.mend()
+
         block, uploads = bytes(range(256)) * 4096, 0
 
         def blocks() -> Iterator[bytes]:
@@ -217,14 +223,16 @@ def test_a_server_that_is_killed_in_mid_upload_and_comes_back(way: Way, monkeypa
             uploads += 1
             for number in range(14):
                 if number == 8 and uploads == 1:
+                    gate.cut()
                     mortal.kill()
-                    threading.Timer(0.5, mortal.start).start()
+                    threading.Timer(0.5, come_back).start()
                 yield block
 
         path = StorePath(f"s3://{BUCKET}/killed/file")
         path.write_blocks(blocks, 14 * len(block))
         assert uploads > 1
         assert path.read_bytes() == 14 * block
+        gate.cut()
 
 
 def test_a_server_that_stays_away_is_named_and_leaves_the_older_checkpoint(way: Way, here: StorePath) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from synthetic import synthetic_checkpoint, synthetic_manifest
 
 from dstrain.checkpoint.files import write_safetensors
-from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, committed, step_of
+from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, OtherFormatError, committed, step_of
 from dstrain.checkpoint.retention import Retention, prune
 from dstrain.checkpoint.verify import check_recipe_of, newest_sound, verify
 from dstrain.errors import CheckpointError
@@ -108,7 +108,7 @@ def test_a_manifest_reads_as_it_was_written(checkpoint: Path) -> None:
 def test_a_sound_manifest_of_another_format_says_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dstrain.checkpoint.manifest.FORMAT", 1)
     monkeypatch.setattr("dstrain.checkpoint.manifest.READABLE", (1,))
-    with pytest.raises(OtherFormatError, match="is of checkpoint format 2, this dstrain reads up to format 1"):
+    with pytest.raises(OtherFormatError, match=f"is of checkpoint format {FORMAT}, this dstrain reads up to format 1"):
         Manifest.read(checkpoint)
 
 
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_recipe_is_found(checkpoint: Path, tiny_recipe: 
     ]
 
 
-def test_verification_needs_no_torch() -> None:
-    """It is for a login node, and for a cron job."""
-    code = "import sys, dstrain.checkpoint.verify, dstrain.checkpoint.commands; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["checkpoint.verify", "checkpoint.commands", "launch.run", "launch.status"])
+def test_what_a_login_node_runs_needs_no_torch(module: str) -> None:
+    code = f"import sys, dstrain.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,7 +19,8 @@ from statistics import median
 
 import torch
 
-from dstrain.checkpoint.files import write_durably, write_safetensors
+from dstrain.checkpoint.durable import write_durably
+from dstrain.checkpoint.files import write_safetensors
 from dstrain.checkpoint.fragments import fragment_key, share
 from dstrain.checkpoint.load import Pieces, Wanted
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, checkpoint_folder
