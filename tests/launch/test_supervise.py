@@ -140,7 +140,8 @@ def test_a_killed_rank_is_named_first_though_its_peer_reports_sooner_and_the_run
     start: Callable[..., Supervisor], tmp_path: Path
 ) -> None:
     script = {
-        "1": {"0": ["step 4", "checkpoint 4", "background", "listen"], "1": ["connect", "kill SIGKILL"]},
+        # as in training, a rank that is told to stop still says what it has met
+        "1": {"0": ["catch-stop", "step 4", "checkpoint 4", "background", "listen"], "1": ["connect", "kill SIGKILL"]},
         "2": {"0": ["step 5"], "1": []},
     }
     code, output = start(script, ranks=2).end()
