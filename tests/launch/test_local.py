@@ -71,8 +71,8 @@ def test_the_folder_of_another_recipe_is_refused_key_by_key(arguments: Namespace
         "runs/tiny holds a run of another recipe; these keys must not change on resume:\n"
         "  data.lanes: 4 → 8\n"
         "  data.seed: 0 → 7\n"
-        "give another --run-dir to start a new run, or the old values to resume this one; or --allow data-change to go on "
-        "with other data"
+        "give another --run-dir to start a new run, or the old values to resume this one; "
+        "or --allow data-change to go on with other data"
     )
     assert (tmp_path / "runs/tiny/recipe.yaml").read_text() == recipe_before
 
