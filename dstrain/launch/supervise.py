@@ -12,6 +12,7 @@ import contextlib
 
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, UserError
 from dstrain.launch.attempt import Ended, run_attempt
+from dstrain.launch.code_digest import PACKAGE, code_digest
 from dstrain.launch.command import Job
 from dstrain.launch.progress import RunProgress
 from dstrain.launch.run_folder import attempt_folder, newest_checkpoint, next_attempt
@@ -36,7 +37,7 @@ def supervise(job: Job, progress: RunProgress, stops: Stops | None = None) -> in
         The exit code: 0 done, 75 stopped at a checkpoint, 1 failed for good, 130 killed by a second Ctrl-C.
 
     Raises:
-        UserError: a rank found the user's input to be wrong.
+        UserError: a rank found the user's input to be wrong, or the package was changed between two attempts.
     """
     recorder = Recorder(job)
     with recorder.ending() as codes:
@@ -46,8 +47,14 @@ def supervise(job: Job, progress: RunProgress, stops: Stops | None = None) -> in
 
 def _supervise(job: Job, progress: RunProgress, stops: Stops, recorder: Recorder) -> int:
     past: list[PastFailure] = []
+    code = code_digest()
     with stops.listening():
         while stops.signal is None:
+            if code_digest() != code:
+                raise UserError(
+                    f"{PACKAGE} was changed while {job.name} ran, and an attempt with other code would go unnoticed; "
+                    f"the same command goes on with the code of now, {newest_checkpoint(job.run_dir)}"
+                )
             number = next_attempt(job.run_dir)
             recorder.attempt(job)
             ended = run_attempt(job, number, stops, progress)

@@ -84,10 +84,10 @@ def _run(sweeping: Sweeping, study: optuna.Study, taken: TakenTrial, environment
                     process.send_signal(signal.SIGTERM)
                     process.wait()
                     break
-                reported = _report(sweeping, taken, reported)
-                if reported and not pruned and taken.trial.should_prune():
-                    pruned = True
-                    process.send_signal(signal.SIGTERM)
+                if not pruned:
+                    reported, pruned = _report(sweeping, taken, reported)
+                    if pruned:
+                        process.send_signal(signal.SIGTERM)
         finally:
             if process.poll() is None:  # this worker fails: its run must not outlive it
                 process.send_signal(signal.SIGTERM)
@@ -130,14 +130,19 @@ def _values(sweeping: Sweeping, metrics: LoggedMetrics) -> list[tuple[int, float
     return [(int(entry["step"]), float(entry[name])) for entry in metrics.evaluations]
 
 
-def _report(sweeping: Sweeping, taken: TakenTrial, reported: int) -> int:
-    """Tell Optuna of the evaluations after the first `reported`; how many there are."""
+def _report(sweeping: Sweeping, taken: TakenTrial, reported: int) -> tuple[int, bool]:
+    """Tell Optuna of the evaluations after the first `reported`: how many there are, and whether one is hopeless.
+
+    A pruner compares the last reported step with that step of other trials, so it is asked after each.
+    """
     metrics = _evaluations(taken.folder)
     if not metrics.evaluations:
-        return reported
+        return reported, False
     values = _values(sweeping, metrics)
     known = taken.trial.study.get_trials(deepcopy=False)[taken.trial.number].intermediate_values
+    hopeless = False
     for step, value in values[reported:]:
         if step not in known:
             taken.trial.report(value, step)
-    return len(values)
+            hopeless = hopeless or taken.trial.should_prune()
+    return len(values), hopeless

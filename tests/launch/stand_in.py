@@ -39,6 +39,8 @@ def run_rank(run_dir: Path, attempt: int) -> str:
             write_json(run_dir / "checkpoints" / f"step-{int(words[0]):010d}" / "manifest.json", {})
         elif name == "print":
             print(" ".join(words))
+        elif name == "change-code":
+            Path(words[0]).touch(exist_ok=False)
         elif name == "user-error":
             raise UserError(" ".join(words))
         elif name == "error":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dstrain.launch.code_digest import PACKAGE
 from dstrain.launch.processes import ATTEMPT_MARK, end_marked, marked_processes
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
@@ -25,13 +27,21 @@ Script = dict[str, dict[str, list[str]]]
 class Supervisor:
     """`stand_in.py` at work on a folder."""
 
-    def __init__(self, run_dir: Path, script: Script, ranks: int = 1, max_restarts: int = 3, *words: str) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        script: Script,
+        ranks: int = 1,
+        max_restarts: int = 3,
+        *words: str,
+        code: Path = PACKAGE.parent,
+    ) -> None:
         self.run_dir = run_dir
         run_dir.mkdir(exist_ok=True)
         (run_dir / "script.json").write_text(json.dumps(script))
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "stand_in.py"), str(run_dir), str(ranks), str(max_restarts), *words],
-            env={**os.environ, "PYTHONPATH": str(HERE), "SOME_API_KEY": "sk-123"},
+            env={**os.environ, "PYTHONPATH": f"{HERE}:{code}", "SOME_API_KEY": "sk-123"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -58,8 +68,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Supervisor]]:
     """Starts supervisors on `tmp_path/run`; ends them and checks that nothing of any attempt is left."""
     started: list[Supervisor] = []
 
-    def start(script: Script, ranks: int = 1, max_restarts: int = 3, *words: str) -> Supervisor:
-        started.append(Supervisor(tmp_path / "run", script, ranks, max_restarts, *words))
+    def start(script: Script, ranks: int = 1, max_restarts: int = 3, *words: str, **options: Path) -> Supervisor:
+        started.append(Supervisor(tmp_path / "run", script, ranks, max_restarts, *words, **options))
         return started[-1]
 
     yield start
@@ -125,6 +135,21 @@ def test_restarts_while_there_is_progress_and_gives_up_without(
     assert decisions == ["restart", "restart", "restart", "give up"]
     assert "rank 0 on" in output and "killed by SIGKILL" in output
     assert "--max-restarts=1, and none of these restarts brought a newer checkpoint" in output
+
+
+def test_code_that_changed_between_attempts_is_not_run_in_the_same_run(
+    start: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "code" / "dstrain")
+    changed = tmp_path / "code/dstrain/tasks/new.py"
+    script = {"1": {"0": ["checkpoint 1", f"change-code {changed}", "kill SIGKILL"]}, "2": {"0": ["print again"]}}
+    code, output = start(script, code=tmp_path / "code").end()
+    assert code == 2
+    words = "the same command goes on with the code of now, newest checkpoint at step 1"
+    assert output.splitlines()[-1].startswith(f"error: {tmp_path}/code/dstrain was changed while tiny ran")
+    assert output.endswith(f"{words}\n") and "Traceback" not in output
+    code, output = start(script, code=tmp_path / "code").end()
+    assert code == 0, output
 
 
 def test_the_same_error_twice_is_enough(start: Callable[..., Supervisor], tmp_path: Path) -> None:
