@@ -282,7 +282,7 @@ def _ckpt(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 
 def _report(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    command = _add(commands, "report", "dstrain.train.report:report_command", "sum up runs from their metrics")
+    command = _add(commands, "report", "dstrain.report.text:report_command", "sum up runs from their metrics")
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder; several are shown side by side")
     command.add_argument("--html", metavar="FILE", help="write a page with curves, intervals and worst examples too")
     command.add_argument("--md", metavar="FILE", help="write the same as Markdown, without pictures")

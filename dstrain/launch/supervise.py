@@ -20,7 +20,7 @@ from dstrain.launch.run_record import Recorder
 from dstrain.launch.stops import Stops
 from dstrain.launch.verdict import PastFailure, Verdict, decide, explain, first_failure, signature
 from dstrain.rank import write_json
-from dstrain.train.report import scores_in_words
+from dstrain.report.runs import scores_in_words
 
 EXIT_INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 

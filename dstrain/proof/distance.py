@@ -12,7 +12,7 @@ from dstrain.checkpoint.load import Pieces, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest, checkpoint_folder
 from dstrain.checkpoint.store import Place
 from dstrain.data.ledger import LEDGER_NAME, compare_ledgers
-from dstrain.train.report import read_metrics
+from dstrain.report.runs import read_metrics
 
 STRETCH_ELEMENTS = 1 << 22  # compared at a time
 COUNTERS = ("step", "data_step", "optimizer_steps", "cursors", "bad_samples", "learning_rate", "identity")

@@ -12,7 +12,7 @@ from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, read_ledger
 from dstrain.errors import UserError
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
-from dstrain.train.report import read_metrics
+from dstrain.report.runs import read_metrics
 
 
 @dataclass(frozen=True)

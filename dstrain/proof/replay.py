@@ -25,11 +25,11 @@ from dstrain.plan import batch_plan
 from dstrain.proof.history import LoggedStep, StepHistory, logged_step, run_recipe, step_history
 from dstrain.proof.trace import NonFinite, Trace
 from dstrain.recipe.schema import Recipe
+from dstrain.report.runs import read_metrics
 from dstrain.tasks.task import RowDocument, StepBatch, Task, seeded_micro_batches
 from dstrain.train.alone import alone
 from dstrain.train.best import plateaued
 from dstrain.train.optim import learning_rate
-from dstrain.train.report import read_metrics
 from dstrain.train.runtime import Runtime
 from dstrain.train.state import restore_state
 

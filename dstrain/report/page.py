@@ -9,14 +9,8 @@ from typing import Any
 from dstrain.errors import UserError
 from dstrain.report import figures
 from dstrain.report.intervals import Judged, calibration, intervals, worst
-from dstrain.train.report import (
-    RunSummary,
-    differ_by_chance_alone,
-    read_metrics,
-    setting_rows,
-    spreads,
-    summarize_run,
-)
+from dstrain.report.runs import RunSummary, differ_by_chance_alone, read_metrics, spreads, summarize_run
+from dstrain.report.text import setting_rows
 
 WORST = 20
 SHOWN_CHARACTERS = 400

@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, UserError
 from dstrain.recipe.sweep import Sweep, assignments
+from dstrain.report.runs import LoggedMetrics, read_metrics
 from dstrain.sweep.study import TakenTrial, finished, take_trial
-from dstrain.train.report import LoggedMetrics, read_metrics
 
 LOOK_EVERY_SECONDS = 0.5
 LOG_NAME = "sweep.log"

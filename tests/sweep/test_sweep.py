@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dstrain.cli import main
-from dstrain.train.report import read_metrics
+from dstrain.report.runs import read_metrics
 
 DSTRAIN = [sys.executable, "-m", "dstrain"]
 

@@ -12,8 +12,8 @@ from dstrain.data.ledger import compare_ledgers
 from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.report.runs import read_metrics
 from dstrain.train.main import run_rank
-from dstrain.train.report import read_metrics
 
 pytestmark = pytest.mark.ranks
 

@@ -12,7 +12,8 @@ import pytest
 from dstrain.errors import UserError
 from dstrain.launch.verdict import RankFailure, Verdict
 from dstrain.report.page import read_predictions
-from dstrain.train.report import read_metrics, report_command, scores_in_words, summarize_run
+from dstrain.report.runs import read_metrics, scores_in_words, summarize_run
+from dstrain.report.text import report_command
 
 RECIPE = """
 name: {name}
@@ -200,5 +201,5 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_reporting_does_not_import_torch() -> None:
-    program = "import sys, dstrain.train.report; sys.exit('torch' in sys.modules)"
+    program = "import sys, dstrain.report.text; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
