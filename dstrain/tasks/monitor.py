@@ -52,16 +52,15 @@ def monitor_command(args: Namespace) -> int:
         for batch in items_at_hand(items, args.batch_rows):
             usable: list[tuple[Item, float]] = []
             for item, arrived in batch:
-                counts["lines"] += 1
                 when = message_time(item, arrived, args.replay) if item.problem is None else item.problem
                 if isinstance(when, str):
-                    counts["bad"] += 1
                     problems.extend([f"{item.place}: {when}"] if len(problems) < PROBLEMS_SHOWN else [])
                 else:
                     usable.append((item, when))
             best = classifier.best([item.values for item, _ in usable], args.batch_rows) if usable else []
+            negatives = sum(one.label == negative for one in best)
+            counts.update(lines=len(batch), bad=len(batch) - len(usable), negative=negatives)  # at once, for Ctrl-C may come
             for (item, when), one in zip(usable, best, strict=True):
-                counts["negative"] += one.label == negative
                 text = item.values[0]
                 yield Message(when, given_topics(item) + topics_of(text), one.label == negative, text)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -85,7 +86,7 @@ def test_bad_lines_are_counted_and_passed_over(model: Path, tmp_path: Path, caps
 
 
 def test_an_open_pipe_is_answered_until_ctrl_c(model: Path) -> None:
-    """The alert comes while the writer is still there, as with `tail -f`; the last batch is not full."""
+    """The alert comes while the writer is still there, as with `tail -f`; what was read until Ctrl-C is counted."""
     command = [sys.executable, "-m", "dstrain", "monitor", str(model), "--negative", "bad", "--json", "--replay"]
     options = ["--window-minutes", "30", "--baseline-minutes", "180", "--least", "5"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -105,7 +106,11 @@ def test_an_open_pipe_is_answered_until_ctrl_c(model: Path) -> None:
             assert live.wait(300) == 130
             assert live.stderr is not None
             last = live.stderr.read().decode().splitlines()[-1]
-            assert last == "240 lines, 0 of them bad; 60 negative; 1 surges"
+            counted = re.fullmatch(r"(\d+) lines, 0 of them bad; (\d+) negative; 1 surges", last)
+            assert counted is not None, last
+            lines, negative = map(int, counted.groups())
+            assert 215 < lines <= 240
+            assert negative == sum(line["bad"] for line in stream()[:lines])
         finally:
             live.kill()
 
