@@ -59,7 +59,7 @@ def monitor_command(args: Namespace) -> int:
                     usable.append((item, when))
             best = classifier.best([item.values for item, _ in usable], args.batch_rows) if usable else []
             negatives = sum(one.label == negative for one in best)
-            counts.update(lines=len(batch), bad=len(batch) - len(usable), negative=negatives)  # at once, for Ctrl-C may come
+            counts.update(lines=len(batch), bad=len(batch) - len(usable), negative=negatives)  # Ctrl-C may come
             for (item, when), one in zip(usable, best, strict=True):
                 text = item.values[0]
                 yield Message(when, given_topics(item) + topics_of(text), one.label == negative, text)
