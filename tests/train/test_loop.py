@@ -186,8 +186,9 @@ def test_on_nan_stop_names_step_rank_rows_and_lanes(tmp_path: Path, tiny_recipe:
     assert sorted(losses(tmp_path)) == [1, 2]
 
 
-def test_on_nan_skip_goes_on_without_the_rows(tmp_path: Path, tiny_recipe: RecipeMaker) -> None:
-    recipe = tiny_recipe("train.steps=5", "on_nan=skip", "train.zero.stage=2", "train.precision=bf16")
+@pytest.mark.parametrize("stage", [0, 2])
+def test_on_nan_skip_goes_on_without_the_rows(stage: int, tmp_path: Path, tiny_recipe: RecipeMaker) -> None:
+    recipe = tiny_recipe("train.steps=5", "on_nan=skip", f"train.zero.stage={stage}", "train.precision=bf16")
     outcomes = run_ranks(2, run_loops, [(recipe, tmp_path, {1: {2: "gradient"}, 0: {3: "loss"}})])
     assert outcomes == [["done"], ["done"]]
     found = lines(tmp_path / "metrics.jsonl")
