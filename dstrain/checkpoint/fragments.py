@@ -12,7 +12,7 @@ loading have to know: a rank saves what it owns under `<parameter>|<state>|<firs
 copies into each of its stretches whatever saved pieces overlap it. No stage ever meets another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,13 @@ class Fragment:
     owned: tuple[int, int]
     states: dict[str, Tensor]  # state → 1-D view of `numel` elements
 
-    def pieces(self) -> Iterator[Piece]:
-        """(key, 1-D tensor) of all that this rank saves of the fragment."""
+    def pieces(self, states: Sequence[str] = (WEIGHT, *MOMENTS)) -> Iterator[Piece]:
+        """(key, 1-D tensor) of what this rank saves of the fragment: those of these states that it has."""
         start, stop = self.owned
         if start < stop:
-            for state, view in self.states.items():
-                yield fragment_key(self.parameter, state, start), view[start - self.offset : stop - self.offset]
+            for state in states:
+                if (view := self.states.get(state)) is not None:
+                    yield fragment_key(self.parameter, state, start), view[start - self.offset : stop - self.offset]
 
 
 def fragment_key(parameter: str, state: str, offset: int) -> str:

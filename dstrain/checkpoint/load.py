@@ -2,7 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dstrain.checkpoint.files import TORCH_DTYPES
-from dstrain.checkpoint.fragments import Fragment, overlap, parse_fragment_key
+from dstrain.checkpoint.fragments import MOMENTS, WEIGHT, Fragment, overlap, parse_fragment_key, publish
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, checkpoints_of, committed
 from dstrain.checkpoint.store import Place, StorePath, place
 from dstrain.checkpoint.stored import DamagedError, StoredBlocks, has_blocks, stored_headers
@@ -221,23 +222,47 @@ class _OpenFiles:
             raw, first = raw[count:], first + count
 
 
-@torch.no_grad()
-def load_fragments(source: Source, fragments: list[Fragment]) -> None:
-    """Fill this rank's fragments from a checkpoint saved under any ZeRO stage and number of ranks.
+def load(runtime: Runtime, source: Source, fragments: Sequence[Fragment]) -> None:
+    """Fill the ranks' fragments from a checkpoint saved under any ZeRO stage and number of ranks. A collective call.
 
-    Call `require_same_parameters` first, which every rank decides alike.
+    Weights come first: a thread reads the moments while they take effect, and are gathered by all ranks.
+    Call `require_same_parameters` before, which every rank decides alike.
 
     Raises:
-        CheckpointError: a part of it that is read here is damaged.
+        DamagedError: what some rank read of it in a store is not what was written. Raised on all ranks.
     """
+    pieces = Pieces(source.folder, source.manifest)
+    _agreed(runtime, source, lambda: _read(pieces, fragments, [WEIGHT]))
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(_read, pieces, fragments, MOMENTS)
+        publish(runtime, source.manifest.optimizer_steps)
+        _agreed(runtime, source, reading.result)
+
+
+@torch.no_grad()
+def _read(pieces: Pieces, fragments: Sequence[Fragment], states: Sequence[str]) -> None:
+    """Those states of this rank's fragments."""
+    pieces.read(
+        Wanted(fragment.states[state], fragment.parameter, state, fragment.offset)
+        for fragment in fragments
+        for state in states
+        if state in fragment.states
+    )
+
+
+def _agreed(runtime: Runtime, source: Source, action: Callable[[], None]) -> None:
+    """Do it on every rank, and go on only if none found damage. A collective call."""
+    problem = None
     try:
-        Pieces(source.folder, source.manifest).read(
-            Wanted(view, fragment.parameter, state, fragment.offset)
-            for fragment in fragments
-            for state, view in fragment.states.items()
-        )
+        action()
+    except DamagedError as error:
+        problem = str(error)
     except OSError as error:
-        raise DamagedError(f"{source.folder}: {error.strerror or error}") from error
+        problem = f"{source.folder}: {error.strerror or error}"
+    if isinstance(source.folder, StorePath):  # one on a disk was verified before
+        problem = next(filter(None, runtime.gather_json(problem)), None)
+    if problem is not None:
+        raise DamagedError(problem)
 
 
 def require_same_parameters(folder: Place, saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> None:

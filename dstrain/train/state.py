@@ -15,13 +15,11 @@ from dstrain.checkpoint.fragments import (
     WEIGHT,
     Piece,
     persistent_buffers,
-    publish,
     resident_fragments,
     saved_tensors,
 )
-from dstrain.checkpoint.load import Source, choose, load_fragments, require_same_parameters
+from dstrain.checkpoint.load import Source, choose, load, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest
-from dstrain.checkpoint.store import StorePath
 from dstrain.checkpoint.stored import DamagedError
 from dstrain.checkpoint.verify import describe_skipped
 from dstrain.errors import CheckpointError
@@ -70,10 +68,12 @@ def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[
     """What there is to save at a step, and what an evaluation of it has measured. A collective call."""
     assert state.cursors is not None, "nothing was consumed yet"
     changing = {name for name, _ in persistent_buffers(task.model)}  # in any forward pass
+    fragments = resident_fragments(runtime, task.model)
     pieces = [
         (key, tensor.clone() if fragment.parameter in changing else tensor)
-        for fragment in resident_fragments(runtime, task.model)
-        for key, tensor in fragment.pieces()
+        for states in ([WEIGHT], MOMENTS)  # a load goes on with the weights while it reads the rest
+        for fragment in fragments
+        for key, tensor in fragment.pieces(states)
     ]
     cursors = np.empty((task.lanes, 3), np.int64)
     for rank, own in enumerate(runtime.gather_json(state.cursors.tolist())):
@@ -135,16 +135,7 @@ def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
     manifest = source.manifest
     require_same_identity(source, task.identity())
     require_same_parameters(source.folder, manifest.parameters, parameter_shapes(task))
-    problem = None
-    try:
-        load_fragments(source, resident_fragments(runtime, task.model))
-    except DamagedError as error:
-        problem = str(error)
-    if isinstance(source.folder, StorePath):  # one on a disk was verified before
-        problem = next(filter(None, runtime.gather_json(problem)), None)
-    if problem is not None:
-        raise DamagedError(problem)
-    publish(runtime, manifest.optimizer_steps)
+    load(runtime, source, resident_fragments(runtime, task.model))
     cursors = source.cursors[runtime.rank :: runtime.world_size]
     counters = (manifest.step, manifest.data_step, manifest.bad_samples, manifest.rollbacks)
     changes = tuple(manifest.data_changes)

@@ -27,8 +27,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
-from dstrain.checkpoint.fragments import publish, resident_fragments
-from dstrain.checkpoint.load import choose, load_fragments
+from dstrain.checkpoint.fragments import resident_fragments
+from dstrain.checkpoint.load import choose, load
 from dstrain.recipe.load import load_recipe
 from dstrain.train import runtime
 from dstrain.train.main import prepare
@@ -184,8 +184,7 @@ class Dstrain(Contestant):
 
     def load(self) -> None:
         assert self.source is not None
-        load_fragments(self.source, resident_fragments(self.rank.runtime, self.rank.task.model))
-        publish(self.rank.runtime, self.source.manifest.optimizer_steps)
+        load(self.rank.runtime, self.source, resident_fragments(self.rank.runtime, self.rank.task.model))
 
 
 class DeepSpeed(Contestant):
