@@ -201,14 +201,18 @@ def launcher_log(attempt_folder: Path, host: str) -> Path:
 
 def log_tail(log: Path) -> tuple[str, ...]:
     """The last lines of a log, over-long ones cut; () if there is none."""
+    lines = [line.rstrip()[:_LINE_CHARACTERS] for line in log_end(log, _TAIL_BYTES).splitlines()]
+    return tuple(line for line in lines if line)[-LOG_TAIL_LINES:]
+
+
+def log_end(log: Path, most_bytes: int) -> str:
+    """The last bytes of a log as text; empty if there is none."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-            text = stream.read().decode(errors="replace")
+            stream.seek(max(0, stream.seek(0, 2) - most_bytes))
+            return stream.read().decode(errors="replace")
     except OSError:
-        return ()
-    lines = [line.rstrip()[:_LINE_CHARACTERS] for line in text.splitlines()]
-    return tuple(line for line in lines if line)[-LOG_TAIL_LINES:]
+        return ""
 
 
 def _json(file: Path) -> dict[str, Any] | None:

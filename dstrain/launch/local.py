@@ -41,12 +41,32 @@ def run_command(args: argparse.Namespace) -> int:
         print(shell_comment(str(batch)))
         print(dry_run(job))
         return EXIT_DONE
-    with exclusive(run_dir):
-        check_recipe(run_dir, recipe, args.allow)  # again: another supervisor may have made it its own before the lock
+    return run_in_folder(job, recipe, args.allow)
+
+
+def run_in_folder(job: Job, recipe: Recipe, allow: str | None, said: str | None = None) -> int:
+    """Lock the run's folder, look whether it is safe to start, and supervise the job from here.
+
+    Args:
+        job: the run.
+        recipe: its recipe.
+        allow: `--allow`.
+        said: to be told first, if anything.
+
+    Returns:
+        The exit code of `supervise`.
+
+    Raises:
+        UserError: the folder is another run's, the launch cannot work, or the corpus cannot be read.
+    """
+    with exclusive(job.run_dir):
+        check_recipe(job.run_dir, recipe, allow)  # another supervisor may have made it its own before the lock
         job = check_launch(job, recipe)
         open_corpus(recipe)
-        write_recipe(run_dir, recipe, args.allow)
-        with owned_store(run_dir), RunProgress(sys.stderr, recipe.name) as progress:
+        write_recipe(job.run_dir, recipe, allow)
+        with owned_store(job.run_dir), RunProgress(sys.stderr, recipe.name) as progress:
+            if said is not None:
+                progress.note(f"{recipe.name}: {said}")
             return supervise(job, progress)
 
 

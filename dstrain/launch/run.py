@@ -9,12 +9,10 @@ transport slurm  handed to SLURM; supervised from the job's first node  dstrain.
 import argparse
 import os
 import socket
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from dstrain.checkpoint.store_owner import owned_store
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch import debugging, local, slurm
 from dstrain.launch.attempt import attempt_plan, channels, redacted_values
@@ -36,11 +34,9 @@ from dstrain.launch.node_script import node_script
 from dstrain.launch.preflight import check_launch, check_profile
 from dstrain.launch.prepare import check_recipe, open_corpus, write_recipe
 from dstrain.launch.profile import Profile, load_profile, parse_nodes
-from dstrain.launch.progress import RunProgress
 from dstrain.launch.run_folder import exclusive, newest_checkpoint, next_attempt
 from dstrain.launch.run_record import RunRecord
 from dstrain.launch.submission import FILE_NAME, LOG_NAME, Submission, sbatch_script
-from dstrain.launch.supervise import supervise
 from dstrain.launch.timings import Timings
 from dstrain.plan import batch_plan
 from dstrain.rank import TRAINING, write_json
@@ -109,15 +105,7 @@ def _supervise(
         print(shell_comment(f"{batch}\n{said or ''}"))
         print(dry_run(job, cluster))
         return EXIT_DONE
-    with exclusive(run_dir):
-        check_recipe(run_dir, recipe, args.allow)  # again: another supervisor may have made it its own before the lock
-        job = check_launch(job, recipe)
-        open_corpus(recipe)
-        write_recipe(run_dir, recipe, args.allow)
-        with owned_store(run_dir), RunProgress(sys.stderr, recipe.name) as progress:
-            if said is not None:
-                progress.note(f"{recipe.name}: {said}")
-            return supervise(job, progress)
+    return local.run_in_folder(job, recipe, args.allow, said)
 
 
 def dry_run(job: Job, cluster: Cluster) -> str:

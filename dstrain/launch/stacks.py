@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dstrain.launch.evidence import log_end
+
 _INNERMOST, _OWN = 6, 2  # frames for a verdict: the innermost ones, and the innermost ones of this package
 _TIMEOUT_SECONDS = 20.0
 _TAIL_BYTES = 65_536
@@ -58,13 +60,7 @@ def as_text(pid: int, threads: list[Thread]) -> str:
 
 def in_log(log: Path) -> tuple[str, ...]:
     """Where the process stood by the last stack that faulthandler wrote into a log; () if there is none."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-            text = stream.read().decode(errors="replace")
-    except OSError:
-        return ()
-    _, marker, stack = text.rpartition("Current thread ")
+    _, marker, stack = log_end(log, _TAIL_BYTES).rpartition("Current thread ")
     frames = []
     for line in stack.splitlines()[1:] if marker else ():
         if not (match := _FRAME.match(line)):
