@@ -84,7 +84,7 @@ class SplitReader:
             if record.fatal:
                 refuse(refused)
         if self._data.on_bad_example == "stop":
-            refuse(refused)
+            refuse(refused, "; data.on_bad_example=drop leaves them out, and counts them")
         if not examples:
             refuse(mistakes)
             raise CorpusError(f"{location}: no example in it; give one a line")
@@ -288,8 +288,12 @@ def shown(value: Any) -> str:
     return repr(value)[:40] if not isinstance(value, bool) else str(value).lower()
 
 
-def refuse(mistakes: list[str]) -> None:
-    """Raise a CorpusError of the mistakes, the first twenty of them in full, if there are any."""
+def refuse(mistakes: list[str], way_out: str = "") -> None:
+    """Raise a CorpusError of the mistakes, the first twenty of them in full, if there are any.
+
+    Of more than that, it says how many there are, and what can be done about so many.
+    """
     if mistakes:
         more = len(mistakes) - MISTAKES_SHOWN
-        raise CorpusError("\n".join(mistakes[:MISTAKES_SHOWN] + ([f"and {more:,} more mistakes"] if more > 0 else [])))
+        rest = [f"and {more:,} more mistakes{way_out}"] if more > 0 else []
+        raise CorpusError("\n".join(mistakes[:MISTAKES_SHOWN] + rest))
