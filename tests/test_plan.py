@@ -147,6 +147,7 @@ AUTO_MODELS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "token_classification": transformers.AutoModelForTokenClassification,
     "question_answering": transformers.AutoModelForQuestionAnswering,
+    "sentence_extraction": transformers.AutoModelForTokenClassification,
     "retrieval": AutoEncoder,
 }
 

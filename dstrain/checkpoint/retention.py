@@ -58,8 +58,8 @@ def reasons_to_keep(candidates: Sequence[Candidate], retention: Retention) -> di
     for one in candidates:
         if one.step == candidates[0].chosen_step:
             kept.setdefault(one.step, "best evaluation, by early_stopping")
-    metric = retention.keep_best.metric
-    if metric is not None:
+    if retention.keep_best.metric is not None:
+        metric = f"valid_{retention.keep_best.metric}"
         scored = [one for one in candidates if metric in one.scores]
         sign = 1 if lowest_is_best(retention.keep_best) else -1
         scored.sort(key=lambda one: (sign * one.scores[metric], -one.step))

@@ -26,6 +26,7 @@ _CONFIGS: dict[str, type[BertConfig] | type[ModernBertConfig]] = {
 }
 
 MATMUL_ARCHITECTURES = ("bert", "roberta", "modernbert")  # whose attention adds nothing but a mask to the scores
+WITHOUT_POOLER = ("token_classification", "question_answering", "sentence_extraction")  # tasks whose heads see tokens
 # The keys of a Transformers config that are a dropout's probability.
 DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
@@ -136,8 +137,8 @@ def parameter_counts(shape: AnyShape, task: str, labels: int = 2) -> dict[str, i
     if task == "masked_lm":
         counts["prediction head"] = transform + (shape.vocab_size if shape.decoder_bias else 0)
     elif task != "retrieval":
-        if task in ("token_classification", "question_answering") and shape.architecture != "modernbert":
-            transform = 0  # no pooler before it
+        if task in WITHOUT_POOLER and shape.architecture != "modernbert":
+            transform = 0
         counts["classification head"] = transform + labels * (hidden + 1)
     return counts
 

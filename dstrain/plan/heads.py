@@ -7,6 +7,7 @@ from dstrain.recipe.schema import (
     RankingRecipe,
     Recipe,
     RetrievalRecipe,
+    SentenceExtractionRecipe,
     TokenClassificationRecipe,
 )
 
@@ -20,6 +21,8 @@ def head_outputs(recipe: Recipe) -> int | None:
     if isinstance(recipe, TokenClassificationRecipe):
         types = len(recipe.data.labels)
         return 1 + types * len(SCHEME_PREFIXES[recipe.data.scheme]) if types else None
-    if isinstance(recipe, RetrievalRecipe | RankingRecipe):
-        return 1 if isinstance(recipe, RankingRecipe) else 0
+    if isinstance(recipe, RankingRecipe | SentenceExtractionRecipe):
+        return 1
+    if isinstance(recipe, RetrievalRecipe):
+        return 0
     return 2 if isinstance(recipe, QuestionAnsweringRecipe) else None

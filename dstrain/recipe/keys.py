@@ -13,6 +13,7 @@ from dstrain.recipe.schema import (
     RankingRecipe,
     RetrievalRecipe,
     Section,
+    SentenceExtractionRecipe,
     SequenceToSequenceRecipe,
     TokenClassificationRecipe,
 )
@@ -25,6 +26,7 @@ RECIPES: tuple[type[CommonRecipe], ...] = (
     RetrievalRecipe,
     RankingRecipe,
     SequenceToSequenceRecipe,
+    SentenceExtractionRecipe,
 )
 
 

@@ -18,7 +18,7 @@ from dstrain.errors import RecipeError
 from dstrain.recipe.messages import given
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.source import COMMAND_LINE, Node, Place, Problem, parse_yaml, read_yaml
-from dstrain.recipe.sweep import Sweep, read_sweep
+from dstrain.recipe.sweep import Sweep, read_sweep, unmeasured
 from dstrain.recipe.validate import validated
 
 
@@ -50,6 +50,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check_files:
     problems += found
     recipe, tree, found = validated(tree, check_files=check_files)
     problems += found
+    if recipe is not None and sweep is not None and searched is not None:
+        problems += unmeasured(searched, sweep, recipe.task)
     if problems:
         ordered = sorted(
             set(problems), key=lambda p: (p.place.file != str(path), p.place.file, p.place.line or 0, p.text)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dstrain.model.linears import is_target, linear_names
 from dstrain.model.shape import MATMUL_ARCHITECTURES
+from dstrain.recipe.metrics import not_measured
 
 Verdict = str | None
 _RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []
@@ -455,6 +456,21 @@ def _stopping_needs_evaluations(_metric: str, every_steps: int | None) -> Verdic
     if every_steps is None:
         return "needs evaluations to choose from; set evaluate.every_steps"
     return None
+
+
+@rule("early_stopping.metric", "task")
+def _stopping_is_by_what_is_measured(metric: str, task: str) -> Verdict:
+    return not_measured(metric, task)
+
+
+@rule("schedule.plateau.metric", "task")
+def _plateaus_are_of_what_is_measured(metric: str, task: str) -> Verdict:
+    return not_measured(metric, task)
+
+
+@rule("checkpoint.keep_best.metric", "task")
+def _the_best_is_by_what_is_measured(metric: str | None, task: str) -> Verdict:
+    return None if metric is None else not_measured(metric, task)
 
 
 @rule("checkpoint.keep_every", "checkpoint.every_steps")

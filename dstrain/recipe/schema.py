@@ -4,6 +4,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dstrain.recipe.metrics import Metric
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -387,7 +389,19 @@ class RetrievalData(ExampleData):
         return self.query_length + (1 + (self.negatives if given else 0)) * self.sequence_length
 
 
-class SequenceToSequenceData(ExampleData):
+class TextPairData(ExampleData):
+    """Texts and what is to be written of them: fields of records, or parallel files as in train.{en,de}.gz.
+
+    A source may be a list of sentences, a target a list of references: training takes the first, evaluation all.
+    `language` is the target's (ISO 639-1): zh, ja and th are scored by characters.
+    """
+
+    source_field: str = "source"
+    target_field: str = "target"
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] = "en"
+
+
+class SequenceToSequenceData(TextPairData):
     """Texts and what is to be written of them: fields of records, or parallel files as in train.{en,de}.gz.
 
     `sequence_length` and `target_length` are the most tokens of a source and of a target; longer ones are cut. A
@@ -396,10 +410,7 @@ class SequenceToSequenceData(ExampleData):
     ja and th are scored by characters. `source_prefix` comes before every source, as T5 has it.
     """
 
-    source_field: str = "source"
-    target_field: str = "target"
     target: Literal["translation", "summary"] = "translation"
-    language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] = "en"
     target_length: PositiveInt
     source_prefix: str = ""
 
@@ -407,6 +418,18 @@ class SequenceToSequenceData(ExampleData):
     def row_tokens(self) -> int:
         """Tokens of the longest source and the longest target."""
         return self.sequence_length + self.target_length
+
+
+class SentenceExtractionData(TextPairData):
+    """Texts and summaries of them. The `sentences` best sentences of a text are its summary, in the text's order.
+
+    A source is a list of sentences, or a text that is split behind its full stops; a target is a summary or a list of
+    them. Which sentences are best follows from these: the ones that share most words with a summary. `sequence_length`
+    is the most tokens of a text with two for each sentence; the sentences that do not fit are never chosen. `language`
+    is the texts' (ISO 639-1): zh, ja and th are compared by characters.
+    """
+
+    sentences: PositiveInt = 1
 
 
 # ---------------------------------------------------------------- training
@@ -456,7 +479,7 @@ class Plateau(Section):
     It is then multiplied by `factor`, and the evaluations are counted anew.
     """
 
-    metric: str
+    metric: Metric
     direction: Literal["maximize", "minimize"] = "minimize"
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     patience: PositiveInt = 2
@@ -478,9 +501,9 @@ class Schedule(Section):
 
 
 class KeepBest(Section):
-    """Keep the checkpoints that scored best. `metric` is a number of the evaluations, as metrics.jsonl names it."""
+    """Keep the checkpoints that scored best. `metric` is a number of the evaluations: `loss`, or `valid_loss`."""
 
-    metric: Annotated[str, Field(pattern=r"^valid_\w+$")] | None = None
+    metric: Metric | None = None
     count: PositiveInt = 1
     best: Literal["lowest", "highest"] | None = None  # null: lowest of a loss, a perplexity or an error, else highest
 
@@ -513,7 +536,7 @@ class EarlyStopping(Section):
     the end.
     """
 
-    metric: str
+    metric: Metric
     direction: Literal["maximize", "minimize"] = "maximize"
     patience: PositiveInt | None = None
     least_change: NonNegativeFloat = 0.0
@@ -659,6 +682,14 @@ class SequenceToSequenceRecipe(CommonRecipe):
     decoding: Decoding = Decoding()
 
 
+class SentenceExtractionRecipe(CommonRecipe):
+    """Fine-tuning of a finder of the sentences that sum up a text (extractive summarisation)."""
+
+    task: Literal["sentence_extraction"]
+    model: Model
+    data: SentenceExtractionData
+
+
 ExampleRecipe = (
     ClassificationRecipe
     | TokenClassificationRecipe
@@ -666,5 +697,6 @@ ExampleRecipe = (
     | RetrievalRecipe
     | RankingRecipe
     | SequenceToSequenceRecipe
+    | SentenceExtractionRecipe
 )
 Recipe = MaskedLmRecipe | ExampleRecipe

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dstrain.recipe.messages import given, nearest, unknown_key, wrong_value
+from dstrain.recipe.metrics import Metric, not_measured
 from dstrain.recipe.schema import NonNegativeInt, PositiveInt, Section
 from dstrain.recipe.source import Node, Place, Problem
 
@@ -37,7 +38,7 @@ class SearchedKey(Section):
 class Sweep(Section):
     """A search with Optuna (Akiba et al. 2019)."""
 
-    metric: str
+    metric: Metric
     direction: Literal["minimize", "maximize"]
     trials: PositiveInt
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -64,6 +65,12 @@ def read_sweep(node: Node) -> tuple[Sweep | None, list[Problem]]:
                 for sentence in _rule_problems(sweep, searched)
             ]
     return (None if problems else sweep), list(dict.fromkeys(problems))
+
+
+def unmeasured(node: Node, sweep: Sweep, task: str) -> list[Problem]:
+    """What is wrong with the metric of a sweep of a task's recipe. `node`: the section in its file."""
+    sentence = not_measured(sweep.metric, task)
+    return [Problem(_find(node, ("metric",))[1], f"sweep.metric={sweep.metric} {sentence}")] if sentence else []
 
 
 CHANCE = ("train.seed", "data.seed", "data.fold")  # keys that make a run another one, but no better

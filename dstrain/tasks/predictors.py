@@ -21,11 +21,12 @@ from transformers.utils import logging as transformers_logging
 from dstrain.data.tokens import Encoder, load_encoder
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
-from dstrain.recipe.schema import QuestionAnsweringData, TokenClassificationData
+from dstrain.recipe.schema import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
 from dstrain.tasks.batching import Ids, encoded, encoded_pairs, padded
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.question_answering import QuestionAnswering
 from dstrain.tasks.retrieval import POOLING
+from dstrain.tasks.sentences import best, joined, marked_texts, sentences_of
 from dstrain.tasks.sequence_to_sequence import source_ids
 from dstrain.tasks.spans import NO_SPAN, best_spans, merged, span_rows
 from dstrain.tasks.tags import OUTSIDE, entities, pieces_of_spans, pieces_of_words
@@ -38,6 +39,7 @@ ENDLESS = 2**31 - 1  # T5's positions are relative
 HEADS: dict[str, tuple[tuple[str, ...], Any]] = {
     "sequence_classification": (("ForSequenceClassification",), AutoModelForSequenceClassification),
     "token_classification": (("ForTokenClassification",), AutoModelForTokenClassification),
+    "sentence_extraction": (("ForTokenClassification",), AutoModelForTokenClassification),
     "question_answering": (("ForQuestionAnswering",), AutoModelForQuestionAnswering),
     TEXT_TO_TEXT: (("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), AutoModelForSeq2SeqLM),
     "ranking": (("ForSequenceClassification",), AutoModelForSequenceClassification),
@@ -114,6 +116,7 @@ def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
     kinds: dict[str, Callable[[Loaded], Predictor]] = {
         "sequence_classification": TextClassifier,
         "token_classification": TokenTagger,
+        "sentence_extraction": SentencePicker,
         "question_answering": AnswerFinder,
         TEXT_TO_TEXT: TextWriter,
         "retrieval": TextEmbedder,
@@ -285,6 +288,35 @@ class AnswerFinder:
         empty = {"answer": "", "start": 0, "end": 0, "score": round(null, 4)}
         nothing = not ranked or (self._data.unanswerable and null - best_score > self._data.null_threshold)
         return (empty if nothing else ranked[0]) | {"n_best": ranked}
+
+
+class SentencePicker:
+    """The sentences of a text that sum it up."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """`loaded`: a token classifier of one label, trained to find sentences."""
+        self._loaded = loaded
+        self._data = SentenceExtractionData(**_data_keys(loaded, SentenceExtractionData))
+        self.fields: tuple[str, ...] = (self._data.source_field,)
+        self.tokens_field: str | None = self._data.source_field
+
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        """See `Predictor`: the summary, under the name of training's targets, and the `numbers` of its sentences.
+
+        Numbers are those of a tuple of sentences, or of a text as `sentences_of` splits it, from 0.
+        """
+        data = self._data
+        texts = [sentences_of(value) if isinstance(value, str) else value for (value,) in values]
+        rows = marked_texts(self._loaded.encoder, texts, self._loaded.length)
+        chosen: list[list[int]] = []
+        for start, outputs in self._loaded.batches([row.ids for row in rows], (), batch_rows):
+            logits = outputs.logits[..., 0].double().numpy()  # (rows, tokens)
+            part = zip(rows[start : start + len(logits)], logits, strict=True)
+            chosen += [best(own[row.marks], data.sentences) for row, own in part]
+        return [
+            {data.target_field: joined([text[number] for number in numbers], data.language), "numbers": numbers}
+            for text, numbers in zip(texts, chosen, strict=True)
+        ]
 
 
 class TextWriter:

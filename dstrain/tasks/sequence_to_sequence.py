@@ -17,7 +17,13 @@ from dstrain.tasks.batching import LENGTH_MULTIPLE, encoded, padded
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
 from dstrain.tasks.splits import SplitReader, Splits
 from dstrain.tasks.text_pairs import TextPair, read_text_pairs, written
-from dstrain.tasks.writing_scores import Judge
+from dstrain.tasks.writing_scores import (
+    Judge,
+    bleu_scores,
+    rouge_scores,
+    summary_baselines,
+    translation_baselines,
+)
 
 NOTHING = -100  # label of a position that has no loss
 PARTITIONED = 3  # the ZeRO stage under which a forward pass needs all ranks
@@ -78,7 +84,12 @@ class SequenceToSequence(ExampleTask[TextPair]):
         recipe = self._recipe
         model = build_text_to_text(recipe.model, recipe.train.seed, self.encoder)
         model.generation_config = generation_config(model.config, recipe.decoding, recipe.data.target_length)
-        self._judge = Judge(recipe.data, [pair.targets[0] for pair in self.splits.train])
+        language, train_targets = recipe.data.language, [pair.targets[0] for pair in self.splits.train]
+        self._judge = (
+            Judge(bleu_scores, language, translation_baselines(train_targets))
+            if recipe.data.target == "translation"
+            else Judge(rouge_scores, language, summary_baselines(language))
+        )
         return Writer(model, recipe.loss.label_smoothing)
 
     def make_rows(self, split: str, examples: list[TextPair]) -> list[Row]:

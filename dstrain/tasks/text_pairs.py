@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from tokenizers.models import WordPiece
 
 from dstrain.data.tokens import Encoder
-from dstrain.recipe.schema import SequenceToSequenceData
+from dstrain.recipe.schema import TextPairData
 from dstrain.tasks.records import Record
+from dstrain.tasks.sentences import sentences_of
 from dstrain.tasks.splits import Parse, SplitReader, Splits, shown, text_problem
 
 _WIDE = (
@@ -23,16 +24,16 @@ _GAP = re.compile(rf"(?<=[{_WIDE}])\s+(?=[{_WIDE}])")
 class TextPair:
     """A source, its targets (references, the first of which is trained towards), and the line where it starts.
 
-    `lead` is the source's first sentence where the file says what its sentences are.
+    `sentences` are the source's, as the file has them, or as its full stops say.
     """
 
     source: str
     targets: tuple[str, ...]
     line: int
-    lead: str | None = None
+    sentences: tuple[str, ...]
 
 
-def read_text_pairs(data: SequenceToSequenceData) -> tuple[Splits[TextPair], SplitReader]:
+def read_text_pairs(data: TextPairData) -> tuple[Splits[TextPair], SplitReader]:
     """The pairs of all splits, and the reader that they came through.
 
     Raises:
@@ -44,7 +45,7 @@ def read_text_pairs(data: SequenceToSequenceData) -> tuple[Splits[TextPair], Spl
     return reader.splits(parse, lambda _train: parse, lambda pair: pair.source.strip()), reader
 
 
-def _parser(data: SequenceToSequenceData) -> Parse[TextPair]:
+def _parser(data: TextPairData) -> Parse[TextPair]:
     def parse(record: Record) -> TextPair | str:
         sentences = _texts(record.fields[data.source_field])
         if sentences is None:
@@ -62,8 +63,9 @@ def _parser(data: SequenceToSequenceData) -> Parse[TextPair]:
             problem = text_problem(target, data.target_field, data.longest_text)
             if problem:
                 return problem
-        lead = sentences[0] if not isinstance(record.fields[data.source_field], str) else None
-        return TextPair(source, targets, record.line, lead)
+        if isinstance(record.fields[data.source_field], str):
+            sentences = sentences_of(source)
+        return TextPair(source, targets, record.line, tuple(one for one in sentences if one.strip()))
 
     return parse
 

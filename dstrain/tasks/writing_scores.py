@@ -4,30 +4,40 @@ BLEU (Papineni et al. 2002) and chrF (Popović 2015) run from 0 to 100, ROUGE's 
 libraries have them. `signature` says how sacrebleu counted (Post 2018).
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from dstrain.recipe.schema import SequenceToSequenceData
+from dstrain.tasks.sentences import BY_CHARACTERS, joined, words_of
 from dstrain.tasks.text_pairs import TextPair
 
-BY_CHARACTERS = ("zh", "ja", "th")  # languages whose words have no spaces between them
 ROUGES = ("rouge1", "rouge2", "rougeL")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
-_WORDS = re.compile(r"\w+")
-_CHARACTERS = re.compile(r"[a-z0-9]+|[^\W_]")  # a run of Latin letters or digits counts as one
+
+Scored = tuple[dict[str, float], dict[str, str], list[dict[str, Any]]]  # metrics, signatures, what each example got
+Write = Callable[[TextPair], str]
 
 
 class Judge:
     """Scores texts written of the examples of a split. Baselines are worked out once for each split."""
 
-    def __init__(self, data: SequenceToSequenceData, train_targets: Sequence[str]) -> None:
-        """`train_targets`: of data.train, the most frequent of which is a baseline of translation."""
-        self._data, self._score = data, (bleu_scores if data.target == "translation" else rouge_scores)
-        counts = Counter(train_targets)
-        self._most_frequent = min(counts, key=lambda text: (-counts[text], text))
-        self._baselines: dict[str, dict[str, dict[str, float]]] = {}  # by split
+    def __init__(
+        self,
+        score: Callable[[Sequence[str], Sequence[Sequence[str]], str], Scored],
+        language: str,
+        baselines: Mapping[str, Write],
+        ceilings: Mapping[str, Write] = MappingProxyType({}),
+    ) -> None:
+        """How to judge.
+
+        Args:
+            score: `bleu_scores` or `rouge_scores`.
+            language: of the texts.
+            baselines: by name, what one can write without a model.
+            ceilings: by name, what only those can write who know the targets; shown beside the baselines.
+        """
+        self._score, self._language, self._baselines, self._ceilings = score, language, baselines, ceilings
+        self._simple: dict[str, dict[str, dict[str, float]]] = {}  # by split
 
     def scores(self, split: str, pairs: Sequence[TextPair], texts: Sequence[str]) -> dict[str, Any]:
         """Metrics, those of the best baseline as `baseline_…`, and for reports `report` and `judged`.
@@ -38,36 +48,33 @@ class Judge:
             texts: what was written of each.
         """
         references = [pair.targets for pair in pairs]
-        found, signatures, judged = self._score(texts, references, self._data.language)
-        if split not in self._baselines:
-            self._baselines[split] = self._baselines_of(pairs)
-        baselines = self._baselines[split]
-        main = next(iter(found))
-        best = max(baselines.values(), key=lambda one: one[main])
+        found, signatures, judged = self._score(texts, references, self._language)
+        if split not in self._simple:
+            self._simple[split] = {
+                name: self._score([write(pair) for pair in pairs], references, self._language)[0]
+                for name, write in {**self._baselines, **self._ceilings}.items()
+            }
+        simple, main = self._simple[split], next(iter(found))
+        best = max((simple[name] for name in self._baselines), key=lambda one: one[main])
         scores = found | {f"baseline_{name}": value for name, value in best.items()}
-        report = scores | {"baselines": baselines, "signature": signatures}
+        report = scores | {"baselines": simple, "signature": signatures}
         return scores | {"report": report, "judged": judged}
 
-    def _baselines_of(self, pairs: Sequence[TextPair]) -> dict[str, dict[str, float]]:
-        simple: dict[str, Callable[[TextPair], str]] = {"the source's first sentence": first_sentence}
-        if self._data.target == "translation":
-            simple = {
-                "the source as it is": lambda pair: pair.source,
-                "the most frequent target of data.train": lambda _pair: self._most_frequent,
-            }
-        references = [pair.targets for pair in pairs]
-        return {
-            name: self._score([write(pair) for pair in pairs], references, self._data.language)[0]
-            for name, write in simple.items()
-        }
+
+def summary_baselines(language: str, sentences: int = 1) -> dict[str, Write]:
+    """What a summary of so many sentences is compared with."""
+    name = "the source's first sentence" if sentences == 1 else f"the source's first {sentences} sentences"
+    return {name: lambda pair: joined(pair.sentences[:sentences], language)}
 
 
-def first_sentence(pair: TextPair) -> str:
-    """As the file says, or up to the first full stop with a space after it."""
-    return pair.lead if pair.lead is not None else _SENTENCE_END.split(pair.source.strip(), maxsplit=1)[0]
-
-
-Scored = tuple[dict[str, float], dict[str, str], list[dict[str, Any]]]  # metrics, signatures, what each example got
+def translation_baselines(train_targets: Sequence[str]) -> dict[str, Write]:
+    """What a translation is compared with. `train_targets`: of data.train."""
+    counts = Counter(train_targets)
+    most_frequent = min(counts, key=lambda text: (-counts[text], text))
+    return {
+        "the source as it is": lambda pair: pair.source,
+        "the most frequent target of data.train": lambda _pair: most_frequent,
+    }
 
 
 def bleu_scores(texts: Sequence[str], references: Sequence[Sequence[str]], language: str) -> Scored:
@@ -126,8 +133,8 @@ class Words:
     """rouge-score's own tokenizer knows the letters a to z; this one splits any language, or into characters."""
 
     def __init__(self, language: str) -> None:
-        self._pattern = _CHARACTERS if language in BY_CHARACTERS else _WORDS
+        self._language = language
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text, in lower case."""
-        return self._pattern.findall(text.lower())
+        return words_of(text, self._language)

@@ -39,7 +39,7 @@ def _judged(
     value = metrics.get(rule.metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
         known = ", ".join(name for name, one in metrics.items() if isinstance(one, int | float))
-        raise RecipeError(f"{key}.metric={rule.metric} is no metric of this task; use one of {known}")
+        raise RecipeError(f"{key}.metric={rule.metric} is not measured on this data; use one of {known}")
     if before is None or before["value"] is None:
         return {"step": step, "value": float(value), "since": 0} if math.isfinite(value) else before
     change = value - before["value"] if rule.direction == "maximize" else before["value"] - value

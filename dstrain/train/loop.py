@@ -258,10 +258,10 @@ class Loop:
         self.scores = {name: value for name, value in named.items() if isinstance(value, int | float)}
         self.scores_step = state.step
         wanted = self.recipe.checkpoint.keep_best.metric
-        if wanted is not None and wanted not in self.scores:
+        if wanted is not None and f"valid_{wanted}" not in self.scores:
             raise RecipeError(
-                f"checkpoint.keep_best.metric={wanted} is not measured; this task's evaluations have "
-                f"{', '.join(self.scores)}; write one of them"
+                f"checkpoint.keep_best.metric={wanted} is not measured on this data; write one of "
+                f"{', '.join(name.removeprefix('valid_') for name in self.scores)}"
             )
         self.interval.started += time.perf_counter() - started
         return metrics

@@ -122,9 +122,19 @@ log: 3
             "not a multiple of evaluate.every_steps=30; set that to 25 or 50",
         ),
         (
-            "steps: 100",
-            "steps: 100\ncheckpoint: {keep_best: {metric: loss}}",
-            "checkpoint.keep_best.metric=loss",
+            "lanes: 64",
+            "lanes: 64\n  valid: v\nevaluate: {every_steps: 50}\ncheckpoint: {keep_best: {metric: f1}}",
+            "checkpoint.keep_best.metric=f1 is nothing that evaluations of masked_lm measure; use one of ",
+        ),
+        (
+            "lanes: 64",
+            "lanes: 64\n  valid: v\nevaluate: {every_steps: 50}\nearly_stopping: {metric: valid_f1}",
+            "early_stopping.metric=valid_f1 is nothing that evaluations of masked_lm measure; use one of ",
+        ),
+        (
+            "lanes: 64",
+            "lanes: 64\n  valid: v\nevaluate: {every_steps: 50}\nschedule: {name: plateau, plateau: {metric: f1}}",
+            "schedule.plateau.metric=f1 is nothing that evaluations of masked_lm measure; use one of ",
         ),
         ("steps: 100", "steps: 100\n  tokens: 1000000", "one of 2 lengths given (train.steps, train.tokens)"),
         (

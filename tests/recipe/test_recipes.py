@@ -15,7 +15,7 @@ FINETUNE = (
     *("docstring-package", "docstring-package-scratch", "sentiment", "banking77", "mr", "imdb"),
     *("banking77-scope", "banking77-answers", "chinese-sections", "wnut17", "weibo_ner", "squad"),
     *("cranfield", "cranfield-rerank", "recommendation"),
-    *("multi30k-en-de", "libreoffice-en-zh", "scitldr"),
+    *("multi30k-en-de", "libreoffice-en-zh", "scitldr", "scitldr-sentences"),
 )
 SHIPPED = [
     *(f"pretrain/{name}" for name in PRETRAIN),

@@ -132,6 +132,7 @@ def test_trials_that_all_fail_end_the_sweep_with_their_own_words(
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
+        ("metric: loss", "metric: f1", "tiny.yaml:LINE: sweep.metric=f1 is nothing that evaluations of "),
         ("metric: loss", "metric: 3", 'tiny.yaml:LINE: sweep.metric=3 must be text; write it in quotes: "3"'),
         ("direction: minimize", "direction: down", "sweep.direction=down is not one of minimize, maximize"),
         ("trials: 3", "trials: 0", "sweep.trials=0 must be more than 0"),

@@ -13,6 +13,7 @@ from dstrain.recipe.schema import (
     ClassificationData,
     QuestionAnsweringData,
     RetrievalData,
+    SentenceExtractionData,
     SequenceToSequenceData,
     TokenClassificationData,
 )
@@ -58,6 +59,12 @@ TASKS: dict[str, tuple[Read, list[Fields], str, Callable[[str], Any]]] = {
         [{"source": "one", "target": "eins"}, {"source": "two", "target": "zwei"}],
         "source",
         str,
+    ),
+    "sentences": (
+        lambda **keys: read_text_pairs(SentenceExtractionData(sequence_length=16, **keys))[1],
+        [{"source": ["One."], "target": "one"}, {"source": ["Two.", "Three."], "target": ["two"]}],
+        "source",
+        lambda text: [text],
     ),
     "queries": (
         lambda **keys: read_queries(RetrievalData(sequence_length=16, query_length=8, **keys))[1],

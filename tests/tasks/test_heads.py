@@ -14,8 +14,10 @@ from training import model_weights, training
 from dstrain.cli import main
 from dstrain.plan.text import make_plan
 from dstrain.recipe.load import load_recipe
+from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.show import resolved_yaml
 from dstrain.tasks.answer_scores import exact
+from dstrain.tasks.writing_scores import rouge_scores
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter
 
@@ -48,15 +50,21 @@ RECORDS["answers"] = {
     "context": SENTENCE * 3,
     "answers": [{"text": "red apple", "answer_start": 4}],
 }
+RECORDS["sentences"] = {
+    "text": ["red apple", "blue sky", "green leaf", "the sky " * 8, "leaf", "blue"],
+    "summary": ["the green leaf of the apple", "the blue sky"],
+}
 HEADS = {
     "answers": ("roberta", "question_answering", "stride: 2, question_length: 4, unanswerable: true, n_best: 3"),
     "pairs": ("bert", "sequence_classification", "pair_field: pair, target: number"),
     "sets": ("roberta", "sequence_classification", "target: labels, labels: [red, blue, green]"),
+    "sentences": ("bert", "sentence_extraction", "source_field: text, target_field: summary, sentences: 2"),
     "tags": ("modernbert", "token_classification", "stride: 4, labels: [colour, thing]"),
 }
 METRICS = {
     "answers": ("loss", "exact_match", "f1", "answerable_f1", "unanswerable_f1"),
     "pairs": ("loss", "pearson", "mean_squared_error"),
+    "sentences": ("loss", "rouge1", "rouge2", "rougeL", "baseline_rouge1"),
     "sets": ("loss", "micro_f1", "auroc"),
     "tags": ("loss", "precision", "recall", "f1", "token_accuracy"),
 }
@@ -89,6 +97,8 @@ def varied(record: dict[str, Any], number: int) -> dict[str, Any]:
     if "answers" in record:
         question = record["question"][: 6 + number]
         return record | {"question": question, "answers": record["answers"] if number % 2 else []}
+    if "summary" in record:
+        return {"text": record["text"][number % 3 :], "summary": record["summary"][number % 2]}
     label = record["label"]
     return record | {
         "text": " ".join(record["text"].split()[number:]),
@@ -131,6 +141,11 @@ def rescored(name: str, records: list[dict[str, Any]], predicted: list[dict[str,
         return {
             "accuracy": float(np.mean([set(one["label"]) == own for one, own in zip(records, chosen, strict=True)]))
         }
+    if name == "sentences":
+        assert all(0 < len(said["numbers"]) <= 2 and said["numbers"] == sorted(said["numbers"]) for said in predicted)
+        texts = [" ".join(one["text"][number] for number in said["numbers"]) for one, said in pairs]
+        assert texts == [said["summary"] for said in predicted]
+        return rouge_scores(texts, [(one["summary"],) for one in records], "en")[0]
     if name == "tags":
         right = [tag == own for one, said in pairs for tag, own in zip(one["tags"], said["tags"], strict=True)]
         return {"token_accuracy": float(np.mean(right))}
@@ -138,6 +153,14 @@ def rescored(name: str, records: list[dict[str, Any]], predicted: list[dict[str,
     assert all(len(said["n_best"]) == 3 for said in predicted)
     same = [exact(said["answer"], answer, "en") for said, answer in zip(predicted, true, strict=True)]
     return {"exact_match": float(np.mean(same))}
+
+
+def measured(evaluation: dict[str, Any]) -> set[str]:
+    """The metrics that an evaluation has of the model; those of what it is compared with are nothing to choose by."""
+    numbers = {name.removeprefix("valid_") for name, value in evaluation.items() if isinstance(value, int | float)}
+    return {
+        name for name in numbers if name != "step" and not name.startswith(("baseline_", "popularity_", "as_given_"))
+    }
 
 
 def logged(run_dir: Path) -> list[dict[str, Any]]:
@@ -155,7 +178,7 @@ def test_a_head_is_planned_resumed_and_exported_exactly(
     assert whole == resumed
     still = {key for key in whole if half[key] == whole[key]}
     assert ("roberta.encoder.layer.0.output.dense.weight" in still) == (name == "sets")
-    assert not any(".layer.1." in key and ".weight" in key for key in still)
+    assert not [key for key in still if ".layer.1." in key and ".weight" in key]
     ledgers = [(folder / f"{name}-{run}" / "ledger.jsonl").read_text() for run in ("whole", "parts")]
     assert ledgers[0] == ledgers[1]
     plan = make_plan(load_recipe(path).recipe, 1, None)
@@ -165,6 +188,7 @@ def test_a_head_is_planned_resumed_and_exported_exactly(
     evaluation = next(line for line in reversed(logged(folder / f"{name}-whole")) if "valid_loss" in line)
     assert evaluation["step"] == 6
     assert {f"valid_{metric}" for metric in METRICS[name]} <= evaluation.keys()
+    assert measured(evaluation) <= {"loss", *MEASURED[HEADS[name][1]]}
     assert evaluation["valid_report"]["rows"] == 5
     test = folder / f"{name}-whole" / "test.json"
     assert test.exists() == (name == "tags")

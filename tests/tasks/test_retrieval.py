@@ -16,6 +16,7 @@ from dstrain.cli import main
 from dstrain.errors import CorpusError
 from dstrain.plan.text import make_plan
 from dstrain.recipe.load import load_recipe
+from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import RetrievalData
 from dstrain.tasks.predictors import load_predictor
 from dstrain.tasks.queries import read_queries
@@ -220,6 +221,7 @@ def test_an_index_finds_what_the_evaluation_found(
     ]
     evaluation = evaluated(bi_encoder)
     for name in TREC:
+        assert name in MEASURED["ranking"] and name in MEASURED["retrieval"]
         assert evaluation[f"valid_{name}"] == pytest.approx(np.mean([each[name] for each in scores])), name
     assert main(["predict", str(bi_encoder), str(corpus)]) == 0
     lines = said(capsys)
@@ -266,6 +268,7 @@ def test_a_cross_encoder_puts_what_was_found_in_order(
         scores.append(ranking_scores([line["document"] for line in own], relevance(record)))
     evaluation = evaluated(cross_encoder)
     for name in TREC:
+        assert name in MEASURED["ranking"] and name in MEASURED["retrieval"]
         assert evaluation[f"valid_{name}"] == pytest.approx(np.mean([each[name] for each in scores])), name
     assert evaluation["valid_as_given_ndcg_10"] == evaluation["valid_report"]["as_given"]["ndcg_10"] == 1.0, (
         "a document of its own comes first in the file"

@@ -53,7 +53,7 @@ def test_sentences_and_references_are_lists(tmp_path: Path) -> None:
     record = {"en": ["First.", "Second."], "de": ["one", "two"]}
     (tmp_path / "a.jsonl").write_text((json.dumps(record) + "\n") * 2)
     pair = read(tmp_path / "a.jsonl")[0]
-    assert (pair.source, pair.targets, pair.lead) == ("First. Second.", ("one", "two"), "First.")
+    assert (pair.source, pair.targets, pair.sentences) == ("First. Second.", ("one", "two"), ("First.", "Second."))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from labelled import write_examples
 from ranks import run_ranks
-from test_heads import live, logged
+from test_heads import live, logged, measured
 from training import model_weights, train_steps, training
 
 from dstrain.cli import main
@@ -20,6 +20,7 @@ from dstrain.errors import RecipeError, UserError
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan.text import make_plan
 from dstrain.recipe.load import load_recipe
+from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import SequenceToSequenceRecipe
 from dstrain.serve.onnx import export_onnx
 from dstrain.tasks.sequence_to_sequence import NOTHING, SequenceToSequence, Writer
@@ -108,6 +109,7 @@ def test_a_model_is_planned_resumed_and_exported_exactly(
     )
     evaluation = next(line for line in reversed(logged(folder / f"{name}-whole")) if "valid_loss" in line)
     assert {f"valid_{metric}" for metric in ("loss", "bleu", "chrf", "baseline_bleu")} <= evaluation.keys()
+    assert measured(evaluation) <= {"loss", *MEASURED["sequence_to_sequence"]}
     assert main(["ckpt", "export", str(folder / f"{name}-whole")]) == 0
     capsys.readouterr()
     source = folder / "valid.en"

@@ -2,17 +2,18 @@
 
 import pytest
 
-from dstrain.recipe.schema import SequenceToSequenceData
 from dstrain.report.intervals import intervals
 from dstrain.tasks.text_pairs import TextPair
-from dstrain.tasks.writing_scores import Judge, bleu_scores, first_sentence, rouge_scores
+from dstrain.tasks.writing_scores import (
+    Judge,
+    bleu_scores,
+    rouge_scores,
+    summary_baselines,
+    translation_baselines,
+)
 
 TEXTS = ["the red apple falls from the tree", "a dog sleeps", "nothing at all"]
 REFERENCES = [("the red apple falls off the tree", "a red apple falls"), ("a dog is sleeping",), ("something else",)]
-
-
-def data(**keys: str) -> SequenceToSequenceData:
-    return SequenceToSequenceData(train="-", sequence_length=8, target_length=8, **keys)  # type: ignore[arg-type]
 
 
 def test_bleu_and_chrf_are_those_of_sacrebleu_with_any_number_of_references() -> None:
@@ -72,25 +73,25 @@ def test_rouge_is_that_of_rouge_score_and_the_best_reference_counts() -> None:
 
 def test_what_needs_no_model_is_scored_beside_it() -> None:
     dog, cat = "a dog runs over the wet grass", "a cat sleeps on the warm roof"
-    pairs = [TextPair("Ein Hund.", (dog,), 1), TextPair(cat, (cat,), 2), TextPair("x", (dog,), 3)]
-    scores = Judge(data(), [dog, "b", dog]).scores("valid", pairs, [dog, cat, dog])
+    pairs = [
+        TextPair(source, (target,), line, (source,))
+        for line, (source, target) in enumerate([("Ein Hund.", dog), (cat, cat), ("x", dog)], start=1)
+    ]
+    scores = Judge(bleu_scores, "en", translation_baselines([dog, "b", dog])).scores("valid", pairs, [dog, cat, dog])
     assert scores["bleu"] == pytest.approx(100) and scores["chrf"] == pytest.approx(100)
     baselines = scores["report"]["baselines"]
     assert set(baselines) == {"the source as it is", "the most frequent target of data.train"}
     assert scores["baseline_bleu"] == max(one["bleu"] for one in baselines.values()) > 0
-    summaries = Judge(data(target="summary"), ["-"]).scores("test", pairs, [dog, cat, dog])
-    assert summaries["baseline_rouge1"] == pytest.approx(1 / 3)
-    assert list(summaries["report"]["baselines"]) == ["the source's first sentence"]
+    known = {"what was asked for": lambda pair: pair.targets[0]}
+    judge = Judge(rouge_scores, "en", summary_baselines("en"), known)
+    summaries = judge.scores("test", pairs, [dog, cat, dog])
+    assert summaries["baseline_rouge1"] == pytest.approx(1 / 3), "a ceiling is no baseline"
+    assert list(summaries["report"]["baselines"]) == ["the source's first sentence", "what was asked for"]
+    assert summaries["report"]["baselines"]["what was asked for"]["rouge2"] == 1
 
 
-@pytest.mark.parametrize(
-    ("pair", "lead"),
-    [
-        (TextPair("One. Two.", ("-",), 1), "One."),
-        (TextPair("Version 2.5 works! Yes.", ("-",), 1), "Version 2.5 works!"),
-        (TextPair("第一句。第二句。", ("-",), 1), "第一句。"),
-        (TextPair("A. B. C.", ("-",), 1, lead="A. B."), "A. B."),
-    ],
-)
-def test_the_first_sentence(pair: TextPair, lead: str) -> None:
-    assert first_sentence(pair) == lead
+def test_the_first_sentences_are_a_baseline() -> None:
+    pair = TextPair("One. Two. Three.", ("-",), 1, ("One.", "Two.", "Three."))
+    ((name, write),) = summary_baselines("en", 2).items()
+    assert (name, write(pair)) == ("the source's first 2 sentences", "One. Two.")
+    assert summary_baselines("zh", 2).popitem()[1](pair) == "One.Two."

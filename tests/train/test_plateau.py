@@ -35,7 +35,7 @@ def test_it_falls_after_as_many_evaluations_without_better_as_the_patience_lasts
     assert fallen(rule, [float("nan"), 1.0, float("nan"), float("nan"), 0.9]) == [0, 0, 0, 1, 1]
     rising = Plateau(metric="f1", direction="maximize", patience=1, least_change=0.1)
     assert fallen(rising, [0.1, 0.15, 0.3, 0.2]) == [0, 1, 1, 2]
-    with pytest.raises(RecipeError, match=r"schedule\.plateau\.metric=f1 is no metric of this task; use one of loss"):
+    with pytest.raises(RecipeError, match=r"plateau\.metric=f1 is not measured on this data; use one of loss"):
         plateaued(rising, None, 1, {"loss": 1.0})
 
 
