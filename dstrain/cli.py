@@ -438,9 +438,9 @@ def _export(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     command.add_argument("--onnx", action="store_true", help="one graph for onnxruntime, of an exported run or folder")
     command.add_argument("--int8", action="store_true", help="with --onnx: 8-bit weights; smaller, faster, less exact")
-    command.add_argument("--measure", metavar="FILE", help="with --int8: texts on which the loss is measured")
-    command.add_argument("--text-field", default="text", metavar="KEY", help="of FILE (default: %(default)s)")
-    command.add_argument("--label-field", default="label", metavar="KEY", help="of FILE (default: %(default)s)")
+    command.add_argument("--measure", metavar="FILE", help="with --int8: inputs, as of predict, to measure the loss on")
+    command.add_argument("--text-field", metavar="KEY", help="of FILE (default: the field of the run's data)")
+    command.add_argument("--label-field", metavar="KEY", help="of FILE (default: the field of the run's data)")
 
 
 def _serve(commands: "_Commands[argparse.ArgumentParser]") -> None:

@@ -1,6 +1,7 @@
 """ONNX: the graph computes what the model computes, at any shape, and predicts through the same command."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 import transformers
 
 from dstrain.cli import main
+from dstrain.serve.agreement import agreement
 from dstrain.serve.onnx import OnnxModel, largest_difference, load_with_head
+from dstrain.tasks.items import Item
 from dstrain.tokenizer import train_wordpiece, write_tokenizer
 
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
@@ -82,10 +85,68 @@ def test_predictions_are_the_same_and_8_bits_are_smaller_with_their_loss_said(
     options = ["--onnx", "--int8", "--measure", str(labelled), "--out", str(tmp_path / "int8")]
     assert main(["export", str(folder), *options]) == 0
     said = capsys.readouterr().out
-    assert f"of 4 texts of {labelled}" in said
+    assert "of 4 inputs" in said
+    assert "its numbers differ by " in said
     assert "accuracy: fp32 1.0000, int8 " in said
     sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("onnx", "int8")]
     assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_what_8_bits_cost_is_said_of_any_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model_folder(tmp_path / "model", head="TokenClassification", id2label={0: "O", 1: "B-sky"})
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    options = ["--onnx", "--int8", "--out", str(tmp_path / "int8"), "--measure"]
+    (tmp_path / "other.csv").write_text("sentence\nred apple\n")
+    assert main(["export", str(folder), *options, str(tmp_path / "other.csv")]) == 2
+    assert "has no column 'text'" in capsys.readouterr().err
+    (tmp_path / "none.txt").write_text("\n\n")
+    assert main(["export", str(folder), *options, str(tmp_path / "none.txt")]) == 2
+    assert f"{tmp_path}/none.txt:1: empty" in capsys.readouterr().err
+    assert not (tmp_path / "int8").exists(), "nothing is written where the loss cannot be measured"
+    assert main(["export", str(folder), *options, str(tmp_path / "texts.txt")]) == 0
+    assert "int8 answers as fp32 does on " in capsys.readouterr().out
+
+
+class Says:
+    """A model that gives known answers."""
+
+    fields: tuple[str, ...] = ("text",)
+    tokens_field: str | None = None
+
+    def __init__(self, answers: list[dict[str, Any]]) -> None:
+        self._answers = answers
+
+    def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
+        return self._answers
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        (
+            [{"label": "a", "probability": 0.6}, {"label": "b", "probability": 0.8}],
+            [{"label": "a", "probability": 0.3}, {"label": "a", "probability": 0.4}],
+            ["50.00% of 2 inputs", "by 0.35, where those of fp32 are 0.71", "fp32 1.0000, int8 0.5000"],
+        ),
+        ([{"embedding": [3.0, 4.0]}], [{"embedding": [3.0, 3.0]}], ["by 0.71, where those of fp32 are 3.5"]),
+        (
+            [{"labels": [{"label": "x", "probability": 0.9}]}, {"labels": []}],
+            [{"labels": [{"label": "x", "probability": 0.7}]}, {"labels": [{"label": "y", "probability": 0.6}]}],
+            ["50.00% of 2 inputs"],
+        ),
+        (
+            [{"answer": "sky", "start": 1, "end": 4, "score": 2.0, "n_best": [{"answer": "sky", "score": 2.0}]}],
+            [{"answer": "sky", "start": 1, "end": 4, "score": 1.0, "n_best": []}],
+            ["100.00% of 1 inputs", "by 1, where those of fp32 are 2"],
+        ),
+        ([{"summary": "A.", "numbers": [0]}], [{"summary": "B.", "numbers": [1]}], ["0.00% of 1 inputs"]),
+    ],
+)
+def test_agreement(before: list[dict[str, Any]], after: list[dict[str, Any]], lines: list[str]) -> None:
+    items = [Item("file:1", ("text",), given={"label": answer.get("label")}) for answer in before]
+    found = agreement(Says(before), Says(after), items, "label")
+    assert len(found) == len(lines)
+    assert all(expected in line for expected, line in zip(lines, found, strict=True)), found
 
 
 def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
