@@ -142,7 +142,7 @@ def _running(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _doctor(commands: "_Commands[argparse.ArgumentParser]") -> None:
     text = "say whether it is safe to start: nodes, versions, disks, limits, network, speeds; exit code 2 if it is not"
-    command = _add(commands, "doctor", "dstrain.launch.doctor:doctor_command", text)
+    command = _add(commands, "doctor", "dstrain.doctor.command:doctor_command", text)
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file (default: check the nodes alone)")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a value of the recipe")
     command.add_argument("--on", metavar="PROFILE", help="where: a launch profile (default: this machine, as it is)")

@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dstrain.checkpoint.store_owner import owned_store
+from dstrain.doctor.preflight import check_launch
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, EXIT_USER_ERROR, UserError
 from dstrain.launch import evidence, slurm
 from dstrain.launch.cluster import legal_nodes, node_settings, nodes_in_words, stop_timeout_seconds
 from dstrain.launch.code_digest import code_digest
 from dstrain.launch.command import Cluster, Job
-from dstrain.launch.preflight import check_launch
 from dstrain.launch.progress import RunProgress
 from dstrain.launch.run_folder import attempt_folder, exclusive, newest_checkpoint_step, next_attempt
 from dstrain.launch.run_record import close_record

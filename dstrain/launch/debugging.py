@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dstrain.doctor.preflight import check_launch
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.launch.cluster import supervisors_python
 from dstrain.launch.command import Job, free_port, shell_comment
 from dstrain.launch.debug_text import ORDERS, REPORT, report_text
-from dstrain.launch.preflight import check_launch
 from dstrain.launch.prepare import open_corpus, write_recipe
 from dstrain.launch.processes import ATTEMPT_MARK, end_marked
 from dstrain.launch.profile import Profile

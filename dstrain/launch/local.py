@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from dstrain.checkpoint.store_owner import owned_store
+from dstrain.doctor.preflight import check_launch
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch.command import Job, command, free_port, shell_comment, with_users_choice
 from dstrain.launch.flight_recorder import has_devices
-from dstrain.launch.preflight import check_launch
 from dstrain.launch.prepare import check_recipe, open_corpus, write_recipe
 from dstrain.launch.progress import RunProgress
 from dstrain.launch.run_folder import exclusive, newest_checkpoint, next_attempt

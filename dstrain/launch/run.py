@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.doctor.preflight import check_launch, check_profile
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.launch import debugging, local, slurm
 from dstrain.launch.attempt import attempt_plan, channels, redacted_values
@@ -31,7 +32,6 @@ from dstrain.launch.cluster import (
 from dstrain.launch.code_digest import code_digest
 from dstrain.launch.command import Cluster, Job, shell_comment
 from dstrain.launch.node_script import node_script
-from dstrain.launch.preflight import check_launch, check_profile
 from dstrain.launch.prepare import check_recipe, open_corpus, write_recipe
 from dstrain.launch.profile import Profile, load_profile, parse_nodes
 from dstrain.launch.run_folder import exclusive, newest_checkpoint, next_attempt

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dstrain.cli import parse
-from dstrain.launch.lint import lint
+from dstrain.doctor.lint import lint
 from dstrain.launch.profile import load_profile
 from dstrain.launch.verdict import _HANGS, _KNOWN, _LASTING
 

@@ -21,19 +21,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dstrain.doctor.ask import Answer
+from dstrain.doctor.checks import Finding, Level
+from dstrain.doctor.lint import Durations, lint
+from dstrain.doctor.preflight import examine
+from dstrain.doctor.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, links
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.launch import local, slurm
-from dstrain.launch.ask import Answer
 from dstrain.launch.attempt import run_attempt
-from dstrain.launch.checks import Finding, Level
 from dstrain.launch.cluster import hosts_of, legal_nodes, listed_hosts, make_cluster, stop_timeout_seconds
 from dstrain.launch.command import Job
-from dstrain.launch.lint import Durations, lint
-from dstrain.launch.preflight import examine
 from dstrain.launch.profile import Profile, load_profile, parse_nodes
 from dstrain.launch.progress import RunProgress
 from dstrain.launch.run_folder import attempt_folder
-from dstrain.launch.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, links
 from dstrain.launch.stops import Stops
 from dstrain.launch.submission import asked_of_slurm
 from dstrain.launch.timings import Timings

@@ -8,14 +8,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.doctor.ask import Answer, ask, token
+from dstrain.doctor.checks import Finding, Nodes, Wanted, judge
+from dstrain.doctor.lint import Durations, lint
+from dstrain.doctor.probe import Questions, facts
 from dstrain.errors import UserError
-from dstrain.launch.ask import Answer, ask, token
 from dstrain.launch.attempt import rendezvous
-from dstrain.launch.checks import Finding, Nodes, Wanted, judge
 from dstrain.launch.cluster import stop_timeout_seconds
 from dstrain.launch.command import Job
-from dstrain.launch.lint import Durations, lint
-from dstrain.launch.probe import Questions, facts
 from dstrain.launch.profile import Profile
 from dstrain.launch.run_folder import committed_steps, next_attempt
 from dstrain.launch.timings import Timings

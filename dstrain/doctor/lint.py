@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Self
 
-from dstrain.launch.checks import Finding, Problems
+from dstrain.doctor.checks import Finding, Problems
 from dstrain.launch.profile import Profile
 from dstrain.launch.submission import limit_seconds
 from dstrain.launch.timings import Timings, p99

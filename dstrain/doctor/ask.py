@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dstrain.doctor.probe import Facts, Questions, heard
 from dstrain.launch.command import Cluster
 from dstrain.launch.node_script import python_script, user_environment
-from dstrain.launch.probe import Facts, Questions, heard
 from dstrain.launch.transport import Channel, local_channels, slurm_channels, ssh_channels
 
 TIMEOUT_SECONDS = 90.0
@@ -53,7 +53,7 @@ def ask(cluster: Cluster, questions: Questions, spare_hosts: Sequence[str] = ())
     script = python_script(
         cluster.settings,
         user_environment(cluster.settings, len(cluster.hosts)),
-        ["-m", "dstrain.launch.probe", questions.as_word()],
+        ["-m", "dstrain.doctor.probe", questions.as_word()],
         '"$1" </dev/null',
     )
     if cluster.transport == "ssh":

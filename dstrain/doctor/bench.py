@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dstrain.launch.speeds import BENCH_PLAN
+from dstrain.doctor.speeds import BENCH_PLAN
 from dstrain.rank import write_json
 from dstrain.train.peak import measured_flops
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from dstrain.launch.ask import SSH_FAILED, Answer
-from dstrain.launch.probe import Facts
+from dstrain.doctor.ask import SSH_FAILED, Answer
+from dstrain.doctor.probe import Facts
 
 CLOCK_TOLERANCE_SECONDS = 5.0  # verdicts compare times of different hosts
 SHM_NEEDED_BYTES, SHM_WANTED_BYTES = 8 << 20, 64 << 20  # for each rank: NCCL's buffers between the GPUs of a node

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Self
 
-from dstrain.launch.checks import Finding
+from dstrain.doctor.checks import Finding
 
-BENCH = "dstrain.launch.bench:run_rank"  # what ranks call that measure themselves
+BENCH = "dstrain.doctor.bench:run_rank"  # what ranks call that measure themselves
 BENCH_PLAN = "bench.json"  # what they are told
 GEMM_SHARE = 0.8  # of the median; what is below is an outlier
 LINK_SHARE = 0.6  # of what the fastest quarter makes: one slow node of three slows two pairs of three
@@ -17,7 +17,7 @@ _GEMM, _LINKS = "GEMM", "all-reduce"
 
 @dataclass(frozen=True)
 class RankSpeed:
-    """One rank, as `dstrain.launch.bench` wrote it down. Speeds are bytes per second."""
+    """One rank, as `dstrain.doctor.bench` wrote it down. Speeds are bytes per second."""
 
     rank: int
     node: int

@@ -1,6 +1,6 @@
-"""What is so on one node, told in facts; what to think of them is decided elsewhere (see dstrain.launch.checks).
+"""What is so on one node, told in facts; what to think of them is decided elsewhere (see dstrain.doctor.checks).
 
-    python -m dstrain.launch.probe QUESTIONS NODE       prints its facts in JSON, in short lines with the node's number
+    python -m dstrain.doctor.probe QUESTIONS NODE       prints its facts in JSON, in short lines with the node's number
 
 It imports the standard library only, since it runs before every launch. Where it is asked for the long form it reads
 corpora and measures the disk as well.

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstrain.launch.bench import rounds
+from dstrain.doctor.bench import rounds
+from dstrain.doctor.command import measure
+from dstrain.doctor.lint import Durations, lint
+from dstrain.doctor.speeds import RankSpeed, judge_speeds, links
 from dstrain.launch.command import Job
-from dstrain.launch.doctor import measure
-from dstrain.launch.lint import Durations, lint
 from dstrain.launch.profile import Profile, Slurm
-from dstrain.launch.speeds import RankSpeed, judge_speeds, links
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
 
@@ -205,7 +205,7 @@ def test_ranks_that_cannot_be_measured_are_an_error(tmp_path: Path, tiny_recipe:
 
 
 def test_ranks_that_do_not_find_each_other_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstrain.launch.doctor.MEASURING_SECONDS", 0.3)  # in which no rank can even import torch
+    monkeypatch.setattr("dstrain.doctor.command.MEASURING_SECONDS", 0.3)  # in which no rank can even import torch
     speeds, (finding,) = measure(Job("doctor", tmp_path / "run", 2), None, set())
     assert speeds == [] and (finding.check, finding.level) == ("speed", "error")
     assert finding.text == "0 of 2 ranks have started and did not find each other in 0 s"
