@@ -61,7 +61,7 @@ class SplitReader:
 
         Raises:
             CorpusError: there is none, or with a line for each mistake (the first twenty): file, line, what is wrong,
-                what to do.
+                what to do; and last, that data.on_bad_example=drop leaves them out.
         """
         location = getattr(self._data, split)
         examples: list[E] = []
@@ -84,7 +84,7 @@ class SplitReader:
             if record.fatal:
                 refuse(refused)
         if self._data.on_bad_example == "stop":
-            refuse(refused, "; data.on_bad_example=drop leaves them out, and counts them")
+            refuse(refused, "data.on_bad_example=drop leaves them out, and counts them")
         if not examples:
             refuse(mistakes)
             raise CorpusError(f"{location}: no example in it; give one a line")
@@ -289,11 +289,11 @@ def shown(value: Any) -> str:
 
 
 def refuse(mistakes: list[str], way_out: str = "") -> None:
-    """Raise a CorpusError of the mistakes, the first twenty of them in full, if there are any.
+    """Raise a CorpusError of the mistakes, if there are any: the first twenty in full, then how many more there are.
 
-    Of more than that, it says how many there are, and what can be done about so many.
+    Its last line says what can be done about all of them, where there is something.
     """
     if mistakes:
         more = len(mistakes) - MISTAKES_SHOWN
-        rest = [f"and {more:,} more mistakes{way_out}"] if more > 0 else []
-        raise CorpusError("\n".join(mistakes[:MISTAKES_SHOWN] + rest))
+        rest = ([f"and {more:,} more mistakes"] if more > 0 else []) + ([way_out] if way_out else [])
+        raise CorpusError("\n".join([*mistakes[:MISTAKES_SHOWN], "; ".join(rest)] if rest else mistakes))

@@ -99,7 +99,8 @@ def test_a_bad_line_is_named_or_dropped_and_counted(tmp_path: Path, task: str) -
         first | {name: text("half \ud83d")},
     ]
     valid = write(tmp_path / "valid.jsonl", [*bad, first])
-    lines = refusal(read, train=train, valid=valid).splitlines()
+    *lines, way_out = refusal(read, train=train, valid=valid).splitlines()
+    assert way_out == "data.on_bad_example=drop leaves them out, and counts them"
     assert [line.split(": ")[0] for line in lines] == [f"{valid}:{number}" for number in range(1, 6)]
     empty, missing, number, long, half = (line.partition(": ")[2] for line in lines)
     assert empty.startswith(f"{name} is empty; write the ")

@@ -57,7 +57,7 @@ def test_questions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     section = QuestionAnsweringData(train=str(lists), valid=str(lists), sequence_length=16)
     with pytest.raises(CorpusError, match=r"lists\.jsonl:2: answers is 'red'; write a list of objects") as error:
         read_questions(section)
-    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 2
 
 
 def test_a_span_is_found_back_in_every_window_that_holds_it(tmp_path: Path) -> None:

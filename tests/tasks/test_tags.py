@@ -107,6 +107,7 @@ def test_tags_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         "correct the tag",
         f"{train}:4: tokens is empty; write the tokens, or drop the line",
         f"{train}:5: tokens is 'x', not a list of texts; write [a, b]",
+        "data.on_bad_example=drop leaves them out, and counts them",
     ]
     train.write_text('{"tokens": ["x"], "tags": ["B-a"]}\n')
     with pytest.raises(
