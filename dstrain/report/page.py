@@ -89,10 +89,11 @@ def report_sections(run_dirs: Sequence[Path], runs: Sequence[RunSummary]) -> lis
     sections.append(Section("Curves", pictures=_curves(run_dirs, names)))
     for split, words in SPLITS.items():
         judged = [read_predictions(run_dir, split) for run_dir in run_dirs]
+        reports = [run.classification or {} for run in runs] if split == "valid" else list(map(_test_report, run_dirs))
         if any(judged):
             sections.append(_scores(words, names, judged))
         if len(runs) == 1 and judged[0]:
-            sections += _details(words, _report_of(run_dirs[0], split), judged[0])
+            sections += _details(words, reports[0], judged[0])
     sections.append(Section("Speed", heading=("", *names), rows=_speed(runs)))
     return [section for section in sections if section.rows or section.pictures or section.text]
 
@@ -210,19 +211,10 @@ def _speed(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:
     ]
 
 
-def _report_of(run_dir: Path, split: str) -> dict[str, Any]:
-    """The JSON that the task's last evaluation of a split gave."""
-    if split == "test":
-        file = run_dir / "test.json"
-        tested: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["report"] if file.is_file() else {}
-        return tested
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in reversed(lines):
-        if f'"{split}_report"' in line:
-            report: dict[str, Any] = json.loads(line)[f"{split}_report"]
-            return report
-    return {}
+def _test_report(run_dir: Path) -> dict[str, Any]:
+    file = run_dir / "test.json"
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["report"] if file.is_file() else {}
+    return report
 
 
 def _cut(text: str) -> str:
