@@ -132,7 +132,7 @@ class Ranking(ExampleTask[Query]):
         return list(self.module.outputs.cpu().numpy().astype(np.float64)[:, None])
 
     def scores(self, split: str, answers: list[Answer]) -> dict[str, Any]:
-        """See `ExampleTask`. `report` has the scores of the candidates' own order too, under `as_given`."""
+        """See `ExampleTask`. `report` has the scores of the candidates' own order too, as a baseline."""
         queries = self.splits.named()[split]
         of_query: list[list[float]] = [[] for _ in queries]
         for row, answer in zip(self.rows[split], answers, strict=True):
@@ -153,7 +153,7 @@ class Ranking(ExampleTask[Query]):
                 losses += list_losses(logits, np.flatnonzero(answered).tolist())
         means = mean_scores([each["scores"] for each in judged])
         order = mean_scores(given)
-        report = means | {"pairs": len(answers), "as_given": order}
+        report = means | {"pairs": len(answers), "baselines": {"as given": order}}
         baseline = {"as_given_ndcg_10": order["ndcg_10"]}
         return {"loss": float(np.mean(losses or [0.0])), **means, **baseline, "report": report, "judged": judged}
 

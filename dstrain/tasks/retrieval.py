@@ -252,7 +252,7 @@ class Retrieval(ExampleTask[Query]):
                 by_popularity.append(ranking_scores(list(popular_here), query.relevance))
         means = mean_scores([each["scores"] for each in judged])
         usual = mean_scores(by_popularity)
-        report = means | {"documents": len(keys), "popularity": usual}
+        report = means | {"documents": len(keys), "baselines": {"popularity": usual}}
         baseline = {"popularity_ndcg_10": usual["ndcg_10"]}
         return {"loss": float(np.mean(losses or [0.0])), **means, **baseline, "report": report, "judged": judged}
 

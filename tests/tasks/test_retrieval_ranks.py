@@ -190,5 +190,5 @@ def test_a_run_on_two_ranks_is_resumed_and_replayed_exactly(folder: Path) -> Non
     assert [one.loss for one in found.ranks] == pytest.approx(trained[-1]["rank_losses"], abs=1e-5)
     evaluated = [line for line in lines if "valid_loss" in line]
     assert [line["step"] for line in evaluated] == [2, 4, 6]
-    assert evaluated[-1]["valid_ndcg_10"] > evaluated[-1]["valid_report"]["popularity"]["ndcg_10"]
+    assert evaluated[-1]["valid_ndcg_10"] > evaluated[-1]["valid_report"]["baselines"]["popularity"]["ndcg_10"]
     assert trained[-1]["loss"] < trained[0]["loss"]
