@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dstrain.report.intervals import CalibrationBin
+from dstrain.tasks.calibration import CalibrationBin
 
 Curve = Sequence[tuple[float, float]]
 LARGEST_MATRIX = 40  # labels; a wider one is a grey square
@@ -54,8 +54,8 @@ def reliability(bins: Sequence[CalibrationBin]) -> str:
     """Accuracy over confidence; on the diagonal a probability means what it says."""
     figure, axes = _figure(3.6, 3.2)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
-    sizes = [12 + 120 * each.examples / max(other.examples for other in bins) for each in bins]
-    axes.scatter([each.confidence for each in bins], [each.accuracy for each in bins], s=sizes)
+    sizes = [12 + 120 * each.predictions / max(other.predictions for other in bins) for each in bins]
+    axes.scatter([each.confidence for each in bins], [each.accuracy for each in bins], s=sizes, clip_on=False, zorder=3)
     axes.set_xlabel("confidence")
     axes.set_ylabel("accuracy")
     axes.set_xlim(0, 1)

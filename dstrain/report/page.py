@@ -8,9 +8,10 @@ from typing import Any
 
 from dstrain.errors import UserError
 from dstrain.report import figures
-from dstrain.report.intervals import Judged, calibration, intervals, worst
+from dstrain.report.intervals import Judged, intervals, worst
 from dstrain.report.runs import RunSummary, differ_by_chance_alone, read_metrics, spreads, summarize_run
 from dstrain.report.text import setting_rows
+from dstrain.tasks.calibration import BINS, calibration
 
 WORST = 20
 SHOWN_CHARACTERS = 400
@@ -60,7 +61,7 @@ def write_report(
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
     sections = report_sections(run_dirs, runs)
     for name, judged in (pooled or {}).items():
-        sections += [_scores(name, [title], [judged]), *_details(name, {}, judged)]
+        sections += [_scores(name, [title], [judged], [{}]), *_details(name, {}, judged)]
     for path, text in ((html, as_html), (markdown, as_markdown)):
         if path is None:
             continue
@@ -91,7 +92,7 @@ def report_sections(run_dirs: Sequence[Path], runs: Sequence[RunSummary]) -> lis
         judged = [read_predictions(run_dir, split) for run_dir in run_dirs]
         reports = [run.classification or {} for run in runs] if split == "valid" else list(map(_test_report, run_dirs))
         if any(judged):
-            sections.append(_scores(words, names, judged))
+            sections.append(_scores(words, names, judged, reports))
         if len(runs) == 1 and judged[0]:
             sections += _details(words, reports[0], judged[0])
     sections.append(Section("Speed", heading=("", *names), rows=_speed(runs)))
@@ -140,8 +141,10 @@ def _curves(run_dirs: Sequence[Path], names: Sequence[str]) -> list[Picture]:
     return pictures
 
 
-def _scores(words: str, names: Sequence[str], judged: Sequence[list[Judged]]) -> Section:
-    found = [intervals(each) for each in judged]
+def _scores(
+    words: str, names: Sequence[str], judged: Sequence[list[Judged]], reports: Sequence[dict[str, Any]]
+) -> Section:
+    found = [intervals(each, report.get("labels", ())) for each, report in zip(judged, reports, strict=True)]
     rows = []
     for score in dict.fromkeys(name for each in found for name in each):
         cells = [each.get(score) for each in found]
@@ -172,26 +175,44 @@ def _details(words: str, report: dict[str, Any], judged: list[Judged]) -> list[S
     labels = list(report.get("labels", {}))
     if "confusion" in report and len(labels) <= figures.LARGEST_MATRIX:
         pictures.append(Picture("confusion", figures.confusion(labels, report["confusion"])))
-    note = ""
-    if all("confidence" in each and "accuracy" in each.get("scores", {}) for each in judged):
-        bins, error = calibration(judged)
-        pictures.append(Picture("calibration", figures.reliability(bins)))
-        note = f"Expected calibration error {error:.3f}: how far, on average, confidence is from accuracy."
-    text = report.get("classification_report", "")
-    sections.append(Section(f"By label, {words}", note, pictures=pictures, text=text))
+    by_type: list[tuple[str, ...]] = [
+        (kind, *(f"{scores[name]:.3f}" for name in ("precision", "recall", "f1")), f"{scores['entities']:,}")
+        for kind, scores in report.get("entities", {}).items()
+    ]
+    heading = ("entities", "precision", "recall", "F1", "number") if by_type else ()
+    text = report.get("classification_report") or report.get("token_report", "")
+    sections.append(Section(f"By label, {words}", "", heading, by_type, pictures, text))
+    return [*sections, _calibration(words, judged), _worst(words, judged)]
+
+
+def _calibration(words: str, judged: list[Judged]) -> Section:
+    bins, error = calibration(judged)
+    rows: list[tuple[str, ...]] = [
+        (f"{each.predictions:,}", f"{each.confidence:.3f}", f"{each.accuracy:.3f}") for each in bins
+    ]
+    count = sum(each.predictions for each in bins)
+    note = (
+        f"Expected calibration error {error:.3f}: how far, on average over {count:,} predictions, confidence is from "
+        f"accuracy in {BINS} bins of like confidence."
+    )
+    pictures = [Picture("calibration", figures.reliability(bins))] if bins else []
+    return Section(f"Calibration, {words}", note, ("predictions", "confidence", "accuracy"), rows, pictures)
+
+
+def _worst(words: str, judged: list[Judged]) -> Section:
+    found = worst(judged, WORST)
+    sure = any("confidence" in each for each in found)
     rows: list[tuple[str, ...]] = [
         (
-            str(each["line"]),
-            str(each["true"]),
-            str(each["predicted"]),
-            f"{each['confidence']:.3f}" if "confidence" in each else "",
+            *(str(each[name]) for name in ("line", "true", "predicted")),
+            *([f"{each['confidence']:.3f}"] if sure else []),
             _cut(str(each["text"])),
         )
-        for each in worst(judged, WORST)
+        for each in found
     ]
-    note = f"The {len(rows)} that went most wrong, the most confident first."
-    heading = ("line", "true", "predicted", "confidence", "text")
-    return [*sections, Section(f"Worst examples, {words}", note, heading, rows)]
+    note = f"The {len(rows)} that went most wrong, the worst first" + (", then the most confident." if sure else ".")
+    heading = ("line", "true", "predicted", *(["confidence"] if sure else []), "text")
+    return Section(f"Worst examples, {words}", note, heading, rows)
 
 
 def _baselines(words: str, report: dict[str, Any]) -> Section:

@@ -5,6 +5,7 @@ F1 over words. Chinese: without punctuation; F1 over characters, a run of Latin 
 best of several true answers counts; where none is right, so is the empty one alone.
 """
 
+import math
 import re
 import string
 import unicodedata
@@ -13,17 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dstrain.tasks.calibration import binned
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MIXED = re.compile(r"[a-z0-9]+|\S")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What was said to a question: the best span, by how much the empty answer beats it, and the true answers."""
+    """What was said to a question: the best span, by how much the empty answer beats it, and the true answers.
+
+    `candidates` are the n best spans, and where it is allowed the empty answer, with their scores.
+    """
 
     span: str
     null_margin: float
     true: Sequence[str]
+    candidates: Sequence[tuple[str, float]]
 
 
 def words_of(text: str, language: str) -> list[str]:
@@ -48,6 +55,21 @@ def f1(predicted: str, true: str, language: str) -> float:
     return 2 * common / (len(left) + len(right))
 
 
+def confidence(said: str, candidates: Sequence[tuple[str, float]], language: str) -> float:
+    """The probability of an answer: the softmax over the candidates' scores, those that are alike taken together.
+
+    What is no candidate has no probability, so that it looks more probable than it is, the less the fewer they are.
+
+    Args:
+        said: one of the candidates.
+        candidates: texts, and their scores in logarithms.
+        language: by whose rules answers are alike.
+    """
+    best, own = max(score for _, score in candidates), words_of(said, language)
+    odds = [(words_of(text, language) == own, math.exp(score - best)) for text, score in candidates]
+    return sum(value for alike, value in odds if alike) / sum(value for _, value in odds)
+
+
 def answer_scores(judged: Sequence[Judged], *, unanswerable: bool, threshold: float, language: str) -> dict[str, Any]:
     """Exact match and F1 in shares of 1; with unanswerable questions also of each kind, and the best threshold for F1.
 
@@ -66,7 +88,20 @@ def answer_scores(judged: Sequence[Judged], *, unanswerable: bool, threshold: fl
         kept.append(
             (max(exact(said, t, language) for t in true), max(f1(said, t, language) for t in true), true != [""])
         )
-        of_each.append({"predicted": said, "scores": {"exact_match": kept[-1][0], "f1": kept[-1][1]}})
+        match, overlap, has = kept[-1]
+        sure = confidence(said, one.candidates, language)
+        own = {"exact_match": match, "f1": overlap}
+        if unanswerable:
+            own["answerable_f1" if has else "unanswerable_f1"] = overlap
+        of_each.append(
+            {
+                "predicted": said,
+                "confidence": sure,
+                "badness": 1 - overlap,
+                "scores": own,
+                "calibration": binned(sure, match == 1.0),
+            }
+        )
         with_span.append(max(f1(one.span, t, language) for t in true))
     scores: dict[str, Any] = {"exact_match": _mean([e for e, _, _ in kept]), "f1": _mean([f for _, f, _ in kept])}
     if not unanswerable:

@@ -119,7 +119,10 @@ class QuestionAnswering(ExampleTask[Question]):
         for question, of_windows in zip(questions, by_question, strict=True):
             null, spans = merged(of_windows, data.n_best)
             start, end, score = spans[0]
-            judged.append(Judged(question.context[start:end], null - score, [text for text, _ in question.answers]))
+            candidates = [(question.context[first:last], own) for first, last, own in spans]
+            candidates += [("", null)] if data.unanswerable else []
+            true = [text for text, _ in question.answers]
+            judged.append(Judged(question.context[start:end], null - score, true, candidates))
         return answer_scores(
             judged, unanswerable=data.unanswerable, threshold=data.null_threshold, language=data.language
         )

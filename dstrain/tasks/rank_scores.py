@@ -33,6 +33,12 @@ def ranking_scores(ranked: Sequence[str], relevance: Mapping[str, float]) -> dic
     return dict(zip(MEASURES, values, strict=True))
 
 
+def judged_ranking(ranked: Sequence[str], relevance: Mapping[str, float]) -> dict[str, Any]:
+    """The measures of one query, and how far they are from 1 on average, as `Task.predictions` has them."""
+    scores = ranking_scores(ranked, relevance)
+    return {"badness": 1 - sum(scores.values()) / len(scores), "scores": scores}
+
+
 def mean_scores(of_each: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Means over queries."""
     return {name: float(np.mean([scores[name] for scores in of_each])) for name in MEASURES}

@@ -17,9 +17,10 @@ from dstrain.errors import CorpusError
 from dstrain.model.encoder import build_model
 from dstrain.recipe.schema import RankingRecipe
 from dstrain.tasks.batching import Ids, encoded_pairs, padded
+from dstrain.tasks.calibration import binned
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
 from dstrain.tasks.queries import Judgements, Query, read_queries
-from dstrain.tasks.rank_scores import list_losses, mean_scores, ranking_scores
+from dstrain.tasks.rank_scores import judged_ranking, list_losses, mean_scores, ranking_scores
 from dstrain.tasks.splits import SplitReader, Splits
 from dstrain.tasks.task import Inputs
 
@@ -144,11 +145,13 @@ class Ranking(ExampleTask[Query]):
             keys, logits = candidates_of(query), np.array(own)
             ranked = [keys[place] for place in np.argsort(-logits, kind="stable")]
             shown = self._judgements.shown(ranked)
-            judged.append({"predicted": shown, "scores": ranking_scores(ranked, query.relevance)})
+            judged.append({"predicted": shown, **judged_ranking(ranked, query.relevance)})
             given.append(ranking_scores(keys, query.relevance))
             answered = np.array([query.relevance.get(key, 0) > 0 for key in keys])
             if self._recipe.loss.kind == "pointwise":
                 losses += np.logaddexp(0, np.where(answered, -logits, logits)).tolist()
+                sure = 1 / (1 + np.exp(-np.abs(logits)))  # that a document answers, or does not
+                judged[-1]["calibration"] = binned(sure, (logits > 0) == answered)
             elif len(keys):
                 losses += list_losses(logits, np.flatnonzero(answered).tolist())
         means = mean_scores([each["scores"] for each in judged])

@@ -26,7 +26,7 @@ from dstrain.tasks.batching import Ids, encoded, padded
 from dstrain.tasks.contrastive import contrast, negatives_of
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
 from dstrain.tasks.queries import Judgements, Query, read_queries
-from dstrain.tasks.rank_scores import DEEP, list_losses, mean_scores, ranking_scores
+from dstrain.tasks.rank_scores import DEEP, judged_ranking, list_losses, mean_scores, ranking_scores
 from dstrain.tasks.splits import SplitReader, Splits
 from dstrain.tasks.task import Inputs, StepBatch, seeded_micro_batches
 from dstrain.train.runtime import Runtime
@@ -244,8 +244,8 @@ class Retrieval(ExampleTask[Query]):
                 own[hidden] = -np.inf
                 order = np.argsort(-own, kind="stable")[: min(DEEP, len(keys) - len(hidden))]
                 ranked = [keys[place] for place in order]
-                scores = ranking_scores(ranked, query.relevance)
-                judged.append({"predicted": self._judgements.shown(ranked), "scores": scores})
+                shown = self._judgements.shown(ranked)
+                judged.append({"predicted": shown, **judged_ranking(ranked, query.relevance)})
                 wanted = [place_of[key] for key in query.relevant if key not in excluded]
                 losses += list_losses(own / self._recipe.loss.temperature, wanted)
                 popular_here = islice((key for key in popular if key not in excluded), DEEP)

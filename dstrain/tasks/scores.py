@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dstrain.tasks.calibration import binned
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -34,18 +36,25 @@ def label_scores(labels: Sequence[str], true: Ints, logits: Floats) -> dict[str,
     }
     scores: dict[str, Any] = {"accuracy": float(accuracy_score(true, predicted)), **averages}
     scores["matthews"] = float(matthews_corrcoef(true, predicted))
+    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities = odds / odds.sum(axis=-1, keepdims=True)
+    judged: list[dict[str, Any]] = [
+        {
+            "label": labels[t],
+            "predicted": labels[p],
+            "confidence": confidence,
+            "badness": float(t != p),
+            "scores": {"accuracy": float(t == p)},
+            "calibration": binned(confidence, t == p),
+        }
+        for t, p, confidence in zip(true.tolist(), predicted.tolist(), probabilities.max(axis=-1).tolist(), strict=True)
+    ]
     if set(true.tolist()) == set(indices.tolist()):
-        odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities = odds / odds.sum(axis=-1, keepdims=True)
         chances = probabilities[:, 1] if len(labels) == 2 else probabilities
         scores["auroc"] = float(roc_auc_score(true, chances, multi_class="ovr", labels=indices))
+        columns = indices[1:] if len(labels) == 2 else indices
+        _add_auroc(judged, [(true == column, probabilities[:, column]) for column in columns.tolist()])
     report["confusion"] = confusion_matrix(true, predicted, labels=indices).tolist()
-    odds = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    sure = odds.max(axis=-1) / odds.sum(axis=-1)
-    judged = [
-        {"label": labels[t], "predicted": labels[p], "confidence": confidence, "scores": {"accuracy": float(t == p)}}
-        for t, p, confidence in zip(true.tolist(), predicted.tolist(), sure.tolist(), strict=True)
-    ]
     return scores | {"report": scores | report, "judged": judged}
 
 
@@ -66,17 +75,22 @@ def label_set_scores(labels: Sequence[str], true: Ints, logits: Floats) -> dict[
     scores: dict[str, Any] = {"accuracy": float((predicted == true).all(axis=-1).mean())}
     for average in ("macro", "micro", "weighted"):
         scores[f"{average}_f1"] = float(f1_score(true, predicted, average=average, zero_division=0.0))
+    sure = 1 / (1 + np.exp(-np.abs(logits)))  # of each label that it is there, or is not
+    judged: list[dict[str, Any]] = [
+        {
+            "labels": [labels[place] for place in np.flatnonzero(wanted).tolist()],
+            "predicted": [labels[place] for place in np.flatnonzero(said).tolist()],
+            "badness": float((said != wanted).mean()),
+            "scores": {"accuracy": float((said == wanted).all())},
+            "calibration": binned(confidence, said == wanted),
+        }
+        for said, wanted, confidence in zip(predicted, true, sure, strict=True)
+    ]
     told_apart = [column for column in range(len(labels)) if 0 < true[:, column].sum() < len(true)]
     if told_apart:
         areas = [roc_auc_score(true[:, column], logits[:, column]) for column in told_apart]
         scores["auroc"] = float(np.mean(areas))
-    judged = [
-        {
-            "predicted": [label for label, is_it in zip(labels, line.tolist(), strict=True) if is_it],
-            "scores": {"accuracy": float((line == wanted).all())},
-        }
-        for line, wanted in zip(predicted, true, strict=True)
-    ]
+        _add_auroc(judged, [(true[:, column] == 1, logits[:, column]) for column in told_apart])
     return scores | {"report": scores | _report(labels, true, predicted), "judged": judged}
 
 
@@ -95,10 +109,47 @@ def number_scores(true: Floats, predicted: Floats) -> dict[str, Any]:
             if math.isfinite(value):
                 scores[name] = value
     judged = [
-        {"predicted": value, "scores": {"mean_squared_error": error}}
-        for value, error in zip(predicted.tolist(), (differences**2).tolist(), strict=True)
+        {
+            "number": number,
+            "predicted": value,
+            "badness": abs(value - number),
+            "scores": {"mean_squared_error": (value - number) ** 2, "mean_absolute_error": abs(value - number)},
+        }
+        for number, value in zip(true.tolist(), predicted.tolist(), strict=True)
     ]
     return scores | {"report": dict(scores), "judged": judged}
+
+
+def _add_auroc(judged: list[dict[str, Any]], sides: Sequence[tuple[NDArray[np.bool_], Floats]]) -> None:
+    """Give examples the pseudo-values of the macro average of the areas: the area, and how each example moves it.
+
+    An example's part is the share of the other side that it is ranked rightly to, halves for ties (DeLong et al. 1988).
+
+    Args:
+        judged: of each example.
+        sides: for each area, which examples are positive, and what orders them, both (examples,).
+    """
+    values = np.mean([auroc_pseudo_values(positive, order) for positive, order in sides], axis=0)
+    for each, value in zip(judged, values.tolist(), strict=True):
+        each["pseudo_values"] = {"auroc": value}
+
+
+def auroc_pseudo_values(positive: NDArray[np.bool_], order: Floats) -> Floats:
+    """(examples,) numbers whose mean is the AUROC, and whose variance over their number that of it.
+
+    Args:
+        positive: (examples,), some but not all.
+        order: (examples,), the higher the more likely positive.
+    """
+    from scipy.stats import rankdata
+
+    ranks, rightly = rankdata(order), np.zeros(len(order))
+    for side in (positive, ~positive):
+        below = (ranks[side] - rankdata(order[side])) / (~side).sum()  # share of the other side that is below
+        rightly[side] = below if side is positive else 1 - below
+    area, share = rightly[positive].mean(), positive.mean()
+    pseudo: Floats = area + (rightly - area) / np.where(positive, share, 1 - share)
+    return pseudo
 
 
 def _report(labels: Sequence[str], true: Ints, predicted: Ints) -> dict[str, Any]:

@@ -167,6 +167,11 @@ def pieces_of_spans(encoder: Encoder, texts: Sequence[str], spans: Sequence[Sequ
     return found
 
 
+def shown_tags(words: Sequence[str], tags: Sequence[str]) -> str:
+    """The words that have a tag other than O, for people."""
+    return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True) if tag != OUTSIDE) or "no entity"
+
+
 def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
     """The entities that tags spell: first word, last word + 1, type. Read as leniently as seqeval and CoNLL do.
 
@@ -191,6 +196,8 @@ def tag_scores(
     true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], tags: Sequence[str]
 ) -> dict[str, Any]:
     """Precision, recall and F1 of whole entities by seqeval; and under `report` the scores of tokens, O included.
+
+    `judged` lacks `predicted`, which takes the words.
 
     Args:
         true: the tags of each sentence.
@@ -223,9 +230,15 @@ def tag_scores(
         },
         "token_report": token_report(flat_true, flat_predicted, labels=list(tags), digits=3, zero_division=0.0),
     }
-    judged = []
+    judged: list[dict[str, Any]] = []
     for there, here in zip(*pair, strict=True):
         wanted, found = set(entities(there)), set(entities(here))
-        said = " ".join(f"{kind}[{first}:{end}]" for first, end, kind in sorted(found)) or "no entity"
-        judged.append({"predicted": said, "counts": {"entity_f1": [len(wanted & found), len(found), len(wanted)]}})
+        hits = len(wanted & found)
+        sums = {
+            "precision": [hits, len(found)],
+            "recall": [hits, len(wanted)],
+            "f1": [2 * hits, len(found) + len(wanted)],
+            "token_accuracy": [sum(tag == own for tag, own in zip(there, here, strict=True)), len(there)],
+        }
+        judged.append({"badness": len(wanted ^ found), "sums": sums})  # missed and invented
     return scores | {"report": report, "judged": judged}

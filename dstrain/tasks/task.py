@@ -167,9 +167,13 @@ class Task(ABC):
     def predictions(self) -> dict[str, list[dict[str, Any]]]:
         """By split, what the last evaluation said of each example, for reports: JSON, none for tasks without examples.
 
-        `line`, `text`, `true` and `predicted` are for people; `confidence` is the probability of what was predicted;
-        `scores` are averaged over examples, `counts` (hits, predicted, true) added up to an F1, and `bleu_counts` to a
-        BLEU; `label` is there where an example has exactly one.
+        `line`, `text`, `true` and `predicted` are for people; `badness` says how wrong that is, 0 being right, and
+        `confidence` is the probability of what was predicted. `calibration` has the bins of an example's predictions.
+        `label` or `labels`, and `number`, are what `predicted` ought to be.
+
+        What makes up a metric of all examples has its name: `scores` are averaged over the examples that have them;
+        `sums` are added up, two of them to a ratio, those of `bleu` and `chrf` as sacrebleu does; the mean of
+        `pseudo_values` is the metric, and their spread says how sure it is.
         """
         return {}
 

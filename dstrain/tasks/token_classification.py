@@ -13,9 +13,10 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from dstrain.model.encoder import build_model, labels_of_head
 from dstrain.recipe.schema import TokenClassificationRecipe
 from dstrain.tasks.batching import padded
+from dstrain.tasks.calibration import binned
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
 from dstrain.tasks.splits import SplitReader, Splits
-from dstrain.tasks.tags import OUTSIDE, Sentence, pieces_of_words, read_sentences, tag_scores
+from dstrain.tasks.tags import OUTSIDE, Sentence, pieces_of_words, read_sentences, shown_tags, tag_scores
 
 NOT_A_WORD = -100  # label of a piece that begins no word, or whose word another window owns
 
@@ -28,7 +29,7 @@ class TaggedRow(Row):
 
 
 class Tagger(Head):
-    """A Transformers token classifier. `outputs` are the labels it chose, int64 (rows, tokens)."""
+    """A Transformers token classifier. `outputs` (rows, tokens, 2): the label it chose, and its probability, fp32."""
 
     def __init__(self, model: PreTrainedModel, weights: Tensor, label_smoothing: float) -> None:
         """`weights`: fp32 (labels,), by which the losses of a label's words are multiplied."""
@@ -43,7 +44,9 @@ class Tagger(Head):
             inputs: `input_ids` and `attention_mask`, int64 (rows, tokens).
         """
         logits = self.model(**inputs).logits.float()  # (rows, tokens, labels)
-        self.outputs = logits.detach().argmax(dim=-1)
+        best, chosen = logits.detach().max(dim=-1)
+        sure = (best - logits.detach().logsumexp(dim=-1)).exp()
+        self.outputs = torch.stack([chosen.float(), sure], dim=-1)
         each = nn.functional.cross_entropy(
             logits.flatten(0, 1),
             labels.flatten(),
@@ -52,7 +55,7 @@ class Tagger(Head):
             label_smoothing=self._label_smoothing,
         )
         loss = (each * self.weights.to(logits.device)[labels.flatten().clamp(min=0)]).sum()
-        return loss, (self.outputs == labels).sum(dtype=torch.float32)
+        return loss, (chosen == labels).sum(dtype=torch.float32)
 
 
 class TokenClassification(ExampleTask[Sentence]):
@@ -96,7 +99,7 @@ class TokenClassification(ExampleTask[Sentence]):
                 words, places = pieces.owned(window)
                 target = np.full(len(ids), NOT_A_WORD, np.int64)
                 target[places] = [index[sentence.tags[word]] for word in words.tolist()]
-                rows.append(TaggedRow(ids, target, number, len(words), targets=len(words), words=words))
+                rows.append(TaggedRow(ids, target, number, 2 * len(words), targets=len(words), words=words))
         return rows
 
     def labels_of(self, rows: Sequence[Row], width: int) -> Tensor:
@@ -107,24 +110,29 @@ class TokenClassification(ExampleTask[Sentence]):
         return torch.from_numpy(labels)
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """See `ExampleTask`: the number of the tag of each word that a row owns."""
-        chosen = self.module.outputs.cpu().numpy().astype(np.float64)
-        return [chosen[number, : len(row.target)][row.target >= 0] for number, row in enumerate(rows)]
+        """See `ExampleTask`: of each word that a row owns the number of its tag, and its probability."""
+        found = self.module.outputs.cpu().numpy().astype(np.float64)
+        return [found[number, : len(row.target)][row.target >= 0].ravel() for number, row in enumerate(rows)]
 
     def scores(self, split: str, answers: list[Answer]) -> dict[str, Any]:
-        """See `ExampleTask`. A word without a piece, such as a control character, is taken for O."""
+        """See `ExampleTask`. A word without a piece, such as a control character, is O, and has no probability."""
         sentences = self.splits.named()[split]
         predicted = [[OUTSIDE] * len(sentence.words) for sentence in sentences]
+        sure: list[list[tuple[float, bool]]] = [[] for _ in sentences]  # of words: the probability, and whether right
         for row, answer in zip(self.rows[split], answers, strict=True):
             assert isinstance(row, TaggedRow) and row.words is not None
-            for word, tag in zip(row.words.tolist(), answer.tolist(), strict=True):
-                predicted[row.example][word] = self.tags[int(tag)]
-        return tag_scores([sentence.tags for sentence in sentences], predicted, self.tags)
+            for word, (tag, probability) in zip(row.words.tolist(), answer.reshape(-1, 2).tolist(), strict=True):
+                said = predicted[row.example][word] = self.tags[int(tag)]
+                sure[row.example].append((probability, said == sentences[row.example].tags[word]))
+        scores = tag_scores([sentence.tags for sentence in sentences], predicted, self.tags)
+        for each, sentence, tags, words in zip(scores["judged"], sentences, predicted, sure, strict=True):
+            each["predicted"] = shown_tags(sentence.words, tags)
+            each["calibration"] = binned(*np.array(words).reshape(-1, 2).T)
+        return scores
 
     def described(self, example: Sentence) -> tuple[int, str, str]:
         """See `ExampleTask`."""
-        tagged = [f"{word}/{tag}" for word, tag in zip(example.words, example.tags, strict=True) if tag != OUTSIDE]
-        return example.line, " ".join(tagged) or "no entity", self._recipe.data.joiner.join(example.words)
+        return example.line, shown_tags(example.words, example.tags), self._recipe.data.joiner.join(example.words)
 
     @staticmethod
     def training_logits(model: PreTrainedModel, documents: Sequence[Tensor]) -> list[Tensor]:

@@ -96,11 +96,12 @@ def bleu_scores(texts: Sequence[str], references: Sequence[Sequence[str]], langu
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
     by_sentence = BLEU(tokenize=tokenize, effective_order=True)  # else it warns of short ones
     judged = []
-    for text, of_one in zip(texts, references, strict=True):
+    letters = chrf._extract_corpus_statistics(texts, streams)  # which has no public name
+    for text, of_one, counts in zip(texts, references, letters, strict=True):
         part = by_sentence.sentence_score(text, list(of_one))
-        counts = [*part.counts, *part.totals, part.sys_len, part.ref_len]
+        words = [*part.counts, *part.totals, part.sys_len, part.ref_len]
         similarity = chrf.sentence_score(text, list(of_one)).score / 100
-        judged.append({"predicted": text, "scores": {"sentence_chrf": similarity}, "bleu_counts": counts})
+        judged.append({"predicted": text, "badness": 1 - similarity, "sums": {"bleu": words, "chrf": counts}})
     return found, signatures, judged
 
 
@@ -124,7 +125,10 @@ def rouge_scores(texts: Sequence[str], references: Sequence[Sequence[str]], lang
         for text, of_one in zip(texts, references, strict=True)
     ]
     means = {name: sum(one[name] for one in each) / len(each) for name in ROUGES}
-    judged = [{"predicted": text, "scores": one} for text, one in zip(texts, each, strict=True)]
+    judged = [
+        {"predicted": text, "badness": 1 - sum(one.values()) / len(one), "scores": one}
+        for text, one in zip(texts, each, strict=True)
+    ]
     how = "Porter stems" if english else "characters" if language in BY_CHARACTERS else "words"
     return means, {"rouge": f"rouge-score F1, {how}, best of the references"}, judged
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from labelled import write_examples
 from ranks import run_ranks
 from safetensors.numpy import load_file
@@ -16,7 +17,10 @@ from dstrain.plan.text import make_plan
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.show import resolved_yaml
+from dstrain.report.intervals import intervals
+from dstrain.report.page import read_predictions
 from dstrain.tasks.answer_scores import exact
+from dstrain.tasks.calibration import calibration
 from dstrain.tasks.writing_scores import rouge_scores
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter
@@ -68,6 +72,8 @@ METRICS = {
     "sets": ("loss", "micro_f1", "auroc"),
     "tags": ("loss", "precision", "recall", "f1", "token_accuracy"),
 }
+
+PREDICTIONS = {"answers": 5, "pairs": 0, "sentences": 0, "sets": 5 * 3, "tags": 5 * 21 - 10}  # that are calibrated
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +196,12 @@ def test_a_head_is_planned_resumed_and_exported_exactly(
     assert {f"valid_{metric}" for metric in METRICS[name]} <= evaluation.keys()
     assert measured(evaluation) <= {"loss", *MEASURED[HEADS[name][1]]}
     assert evaluation["valid_report"]["rows"] == 5
+    judged = read_predictions(folder / f"{name}-whole", "valid")
+    scores = intervals(judged, evaluation["valid_report"].get("labels", ()))
+    assert {f"valid_{key}": found.value for key, found in scores.items()} == pytest.approx(
+        {f"valid_{key}": evaluation[f"valid_{key}"] for key in measured(evaluation) - {"loss"}}
+    )
+    assert sum(each.predictions for each in calibration(judged)[0]) == PREDICTIONS[name]
     test = folder / f"{name}-whole" / "test.json"
     assert test.exists() == (name == "tags")
     if name == "tags":
@@ -208,6 +220,29 @@ def test_a_head_is_planned_resumed_and_exported_exactly(
     assert len(predicted) == 5
     for metric, value in rescored(name, records, predicted).items():
         assert value == pytest.approx(evaluation[f"valid_{metric}"], abs=1e-5), metric
+
+
+def evaluated(rank: int, world: int, recipe_files: list[Path]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """What the weights of the beginning score and say: the same weights on any number of ranks."""
+    found = []
+    for recipe_file in recipe_files:
+        with training(load_recipe(recipe_file).recipe) as (runtime, task):
+            runtime.engine.eval()
+            with torch.no_grad():
+                scores = task.evaluate(runtime, runtime.engine)
+            found.append((scores, task.predictions()["valid"]))
+    return found
+
+
+def test_evaluation_does_not_depend_on_ranks_to_the_last_bit(folder: Path) -> None:
+    paths = [write_recipe(folder, name) for name in ("tags", "answers")]
+    (alone,) = run_ranks(1, evaluated, paths)
+    assert all(each["calibration"] for _, judged in alone for each in judged)
+    for shared in run_ranks(2, evaluated, paths):
+        for (scores, said), (others, also_said) in zip(alone, shared, strict=True):
+            assert also_said == said
+            assert others.pop("loss") == pytest.approx(scores["loss"], rel=1e-12)  # added up in another order
+            assert others == {name: value for name, value in scores.items() if name != "loss"}
 
 
 def test_a_run_stops_early_and_ends_with_its_best_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from dstrain.tasks.questions import read_questions
 from dstrain.tasks.spans import best_spans, merged, span_rows
 
 CONTEXT = "the red apple of the blue sky"
+ANY = [("red", 0.0), ("", 0.0)]  # candidates
 
 
 def write(path: Path, *answers: list[dict[str, Any]]) -> Path:
@@ -94,12 +95,13 @@ def test_rules_of_squad_and_of_characters() -> None:
 
 def test_scores_with_unanswerable_questions() -> None:
     judged = [
-        Judged("red", -2.0, ["red", "the red one"]),  # answered, right
-        Judged("blue", 3.0, ["blue"]),  # held for unanswerable, wrongly
-        Judged("sky", 5.0, []),  # rightly
-        Judged("leaf", -1.0, []),  # answered, wrongly
+        Judged("red", -2.0, ["red", "the red one"], ANY),  # answered, right
+        Judged("blue", 3.0, ["blue"], ANY),  # held for unanswerable, wrongly
+        Judged("sky", 5.0, [], ANY),  # rightly
+        Judged("leaf", -1.0, [], ANY),  # answered, wrongly
     ]
     scores = answer_scores(judged, unanswerable=True, threshold=0.0, language="en")
+    assert [each["badness"] for each in scores["judged"]] == [0.0, 1.0, 0.0, 1.0]
     assert (scores["exact_match"], scores["f1"]) == (0.5, 0.5)
     assert (scores["answerable_f1"], scores["unanswerable_f1"]) == (0.5, 0.5)
     assert (scores["report"]["best_f1"], scores["report"]["best_f1_null_threshold"]) == (0.75, -2.0)

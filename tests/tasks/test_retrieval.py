@@ -18,6 +18,8 @@ from dstrain.plan.text import make_plan
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import RetrievalData
+from dstrain.report.page import read_predictions
+from dstrain.tasks.calibration import calibration
 from dstrain.tasks.predictors import load_predictor
 from dstrain.tasks.queries import read_queries
 from dstrain.tasks.rank_scores import ranking_scores
@@ -235,6 +237,7 @@ def test_an_index_finds_what_the_evaluation_found(
     assert main(["report", str(bi_encoder), "--html", str(folder / "report.html")]) == 0
     page = (folder / "report.html").read_text()
     assert all(each in page for each in ("ndcg 10", '<td class="text">popularity</td>', "Worst examples"))
+    assert "Calibration" not in page
 
 
 @pytest.mark.ranks
@@ -336,6 +339,9 @@ def test_mined_candidates_are_trained_against(
     ((weights,),) = run_ranks(1, live, folder / "cross.yaml", folder / "mined", [3], overrides)
     assert all(np.isfinite(value).all() for value in weights.values())
     report = evaluated(folder / "mined")["valid_report"]
+    bins, _ = calibration(read_predictions(folder / "mined", "valid"))
+    assert sum(each.predictions for each in bins) == report["pairs"]
+    assert all(0.5 <= each.confidence <= 1.0 for each in bins)
     assert report["pairs"] == sum(
         len(set(line["positive"])) for line in {each["query"]: each for each in lines}.values()
     )

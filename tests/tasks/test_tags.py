@@ -11,7 +11,7 @@ from labelled import write_examples
 from dstrain.data.tokens import load_encoder
 from dstrain.errors import CorpusError
 from dstrain.recipe.schema import TokenClassificationData
-from dstrain.tasks.tags import entities, pieces_of_spans, pieces_of_words, read_sentences, tag_scores
+from dstrain.tasks.tags import entities, pieces_of_spans, pieces_of_words, read_sentences, shown_tags, tag_scores
 from dstrain.tasks.windows import windows
 
 
@@ -84,6 +84,8 @@ def test_scores_of_entities_and_of_tokens() -> None:
     assert scores["report"]["entities"]["a"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "entities": 1}
     rows = {line.split()[0]: line.split() for line in scores["report"]["token_report"].splitlines() if line.strip()}
     assert rows["O"] == ["O", "0.500", "0.500", "0.500", "2"]
+    assert [each["badness"] for each in scores["judged"]] == [1, 1], "one was invented, one missed"
+    assert shown_tags(["x", "y", "z"], ["B-a", "O", "S-b"]) == "x/B-a z/S-b"
     nothing = tag_scores([["O"]], [["O"]], ["O"])
     assert (nothing["f1"], nothing["report"]["entities"]) == (0.0, {})
 

@@ -28,16 +28,18 @@ def test_bleu_and_chrf_are_those_of_sacrebleu_with_any_number_of_references() ->
     assert 10 < found["bleu"] < 90
     assert signatures["bleu"].startswith("nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert [one["predicted"] for one in judged] == TEXTS
-    assert judged[0]["scores"]["sentence_chrf"] > judged[2]["scores"]["sentence_chrf"]
+    assert judged[0]["badness"] < judged[2]["badness"]
 
 
-def test_the_interval_of_bleu_is_around_it() -> None:
+def test_the_intervals_of_bleu_and_chrf_are_around_them() -> None:
     texts = [f"{TEXTS[0]} and then number {n} {'sleeps' if n % 3 else 'runs'}" for n in range(40)]
     references = [(f"{REFERENCES[0][0]} and then number {n} sleeps",) for n in range(40)]
     found, _, judged = bleu_scores(texts, references, "en")
-    interval = intervals(judged)["bleu"]
-    assert interval.value == pytest.approx(found["bleu"])
-    assert interval.low < interval.value < interval.high < interval.low + 20
+    for name, interval in intervals(judged).items():
+        assert interval.value == pytest.approx(found[name])
+        assert interval.low < interval.value < interval.high < interval.low + 20
+    found, _, judged = bleu_scores(TEXTS, REFERENCES, "en")  # of several references the best counts
+    assert {name: one.value for name, one in intervals(judged).items()} == pytest.approx(found)
     found, _, judged = bleu_scores(["a b c x y"], [("a b c d e",)], "en")  # no run of four words is right
     assert found["bleu"] > 0
     assert intervals(judged)["bleu"].value == pytest.approx(found["bleu"])
