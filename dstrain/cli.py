@@ -351,7 +351,7 @@ def _eval(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 
 def _predict(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    command = _add(commands, "predict", "dstrain.tasks.predict:predict_command", "apply a trained model to texts")
+    command = _add(commands, "predict", "dstrain.predict.command:predict_command", "apply a trained model to texts")
     command.add_argument("model", metavar="MODEL", help="an exported model's folder, or a run's")
     command.add_argument("file", metavar="FILE", help="texts: lines, JSONL or CSV; - reads lines from standard input")
     command.add_argument("--text-field", metavar="KEY", help="column or key of the text (default: the recipe's)")
@@ -360,7 +360,7 @@ def _predict(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _threshold(commands: "_Commands[argparse.ArgumentParser]") -> None:
     text = "choose below which probability a classifier says that a text is none of its labels, and measure it"
-    command = _add(commands, "threshold", "dstrain.tasks.threshold:threshold_command", text)
+    command = _add(commands, "threshold", "dstrain.predict.threshold:threshold_command", text)
     command.add_argument("model", metavar="MODEL", help="an exported model's folder, or a run's")
     text = "held-out texts with labels (default: those that the run held out)"
     command.add_argument("file", metavar="FILE", nargs="?", help=text)
@@ -376,7 +376,7 @@ def _threshold(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _monitor(commands: "_Commands[argparse.ArgumentParser]") -> None:
     text = "classify a stream of lines, and say when the negative ones surge: sliding windows by topic"
-    command = _add(commands, "monitor", "dstrain.tasks.monitor:monitor_command", text)
+    command = _add(commands, "monitor", "dstrain.predict.monitor:monitor_command", text)
     command.add_argument("model", metavar="MODEL", help="an exported model's folder, or a run's")
     command.add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="lines or JSONL (default: standard input)"
@@ -399,7 +399,7 @@ def _monitor(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _searching(commands: "_Commands[argparse.ArgumentParser]") -> None:
     index = _add(
-        commands, "index", "dstrain.tasks.search_commands:index_command", "make vectors of documents, to search"
+        commands, "index", "dstrain.predict.search_commands:index_command", "make vectors of documents, to search"
     )
     index.add_argument("model", metavar="MODEL", help="a bi-encoder: an exported model's folder, or a run's")
     index.add_argument("corpus", metavar="CORPUS", help="documents: JSONL, CSV, TSV or Parquet")
@@ -411,7 +411,7 @@ def _searching(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "--faiss", nargs="?", const="Flat", metavar="KIND", help="a FAISS index too: Flat, HNSW32, … (default: none)"
     )
     index.add_argument("--batch-rows", type=int, default=64, metavar="N", help="rows at once (default: %(default)s)")
-    search = _add(commands, "search", "dstrain.tasks.search_commands:search_command", "find documents in an index")
+    search = _add(commands, "search", "dstrain.predict.search_commands:search_command", "find documents in an index")
     search.add_argument("index", metavar="INDEX", help="what `dstrain index` wrote")
     search.add_argument("file", metavar="FILE", help="queries: lines, JSONL or CSV; - reads lines from standard input")
     search.add_argument("--top", type=int, default=10, metavar="N", help="documents a query (default: %(default)s)")
@@ -419,7 +419,7 @@ def _searching(commands: "_Commands[argparse.ArgumentParser]") -> None:
     search.add_argument("--text-field", metavar="KEY", help="column or key of the query (default: query)")
     search.add_argument("--batch-rows", type=int, default=32, metavar="N", help="rows at once (default: %(default)s)")
     text = "write a training file again, with the documents that a bi-encoder takes for answers"
-    mine = _add(commands, "mine", "dstrain.tasks.search_commands:mine_command", text)
+    mine = _add(commands, "mine", "dstrain.predict.search_commands:mine_command", text)
     _recipe_arguments(mine)
     mine.add_argument("--index", required=True, metavar="INDEX", help="what `dstrain index` wrote of the documents")
     mine.add_argument("--out", required=True, metavar="FILE", help="the JSONL file to write")

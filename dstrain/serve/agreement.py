@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from dstrain.errors import UserError
-from dstrain.tasks.items import Item, read_items
-from dstrain.tasks.predict import opened
-from dstrain.tasks.predictors import Predictor
+from dstrain.predict.command import opened
+from dstrain.predict.items import Item, read_items
+from dstrain.predict.predictors import Predictor
 
 BATCH_ROWS = 32
 FURTHER = "n_best"  # answers that were not given

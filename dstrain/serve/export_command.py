@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dstrain.checkpoint.commands import export_command as export_checkpoint
 from dstrain.errors import EXIT_DONE, UserError
-from dstrain.tasks.predictors import GRAPH, load_predictor, transformers_folder
+from dstrain.predict.loaded import GRAPH, transformers_folder
+from dstrain.predict.predictors import load_predictor
 
 
 def export_command(args: Namespace) -> int:

@@ -24,8 +24,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
+from dstrain.predict.loaded import GRAPH
 from dstrain.tasks.example_task import SETTINGS
-from dstrain.tasks.predictors import GRAPH
 from dstrain.tasks.retrieval import POOLING
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # the last only where the model tells two texts apart by it

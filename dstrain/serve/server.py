@@ -11,8 +11,9 @@ from typing import Any
 import uvicorn
 
 from dstrain.errors import EXIT_DONE, UserError
+from dstrain.predict.loaded import transformers_folder
+from dstrain.predict.predictors import load_predictor
 from dstrain.serve.app import Limits, Values, make_app
-from dstrain.tasks.predictors import load_predictor, transformers_folder
 
 SHORTEST_TOKEN = 16
 BACKLOG = 2048  # connections that wait to be accepted

@@ -1,1 +1,1 @@
-"""Tasks: what is trained, evaluated and predicted."""
+"""Tasks: what is trained and evaluated."""

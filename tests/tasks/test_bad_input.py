@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dstrain.errors import CorpusError
+from dstrain.predict.items import read_items
 from dstrain.recipe.schema import (
     ClassificationData,
     QuestionAnsweringData,
@@ -18,7 +19,6 @@ from dstrain.recipe.schema import (
     TokenClassificationData,
 )
 from dstrain.tasks.examples import read_examples, reader_of
-from dstrain.tasks.items import read_items
 from dstrain.tasks.queries import read_queries
 from dstrain.tasks.questions import read_questions
 from dstrain.tasks.splits import SplitReader

@@ -15,15 +15,15 @@ from sklearn.metrics import ndcg_score
 from dstrain.cli import main
 from dstrain.errors import CorpusError
 from dstrain.plan.text import make_plan
+from dstrain.predict.predictors import load_predictor
+from dstrain.predict.search import Index
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import RetrievalData
 from dstrain.report.page import read_predictions
 from dstrain.tasks.calibration import calibration
-from dstrain.tasks.predictors import load_predictor
 from dstrain.tasks.queries import read_queries
 from dstrain.tasks.rank_scores import ranking_scores
-from dstrain.tasks.search import Index
 
 TREC = {"ndcg_10": "ndcg_cut_10", "mrr_10": "recip_rank", "recall_10": "recall_10", "recall_100": "recall_100"}
 

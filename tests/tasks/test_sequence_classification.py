@@ -294,7 +294,7 @@ def test_prediction_cuts_where_training_did(folder: Path, tmp_path: Path) -> Non
     """A classifier that was trained on ends calls a text by its end."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from dstrain.tasks.predictors import TextClassifier
+    from dstrain.predict.predictors import TextClassifier
 
     torch.manual_seed(0)
     recipe = task(folder)._recipe

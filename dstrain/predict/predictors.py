@@ -1,7 +1,6 @@
 """A trained model ready to use: what it takes, and one JSON object for each of what it is given."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,42 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
-from transformers.utils import logging as transformers_logging
 
-from dstrain.data.tokens import Encoder, load_encoder
 from dstrain.errors import UserError
-from dstrain.model.pooling import AutoEncoder
+from dstrain.predict.loaded import GRAPH, TEXT_TO_TEXT, Loaded, data_keys, load
+from dstrain.predict.rankers import PairScorer, TextEmbedder
 from dstrain.recipe.schema import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
-from dstrain.tasks.batching import Ids, encoded, encoded_pairs, padded
-from dstrain.tasks.example_task import SETTINGS
+from dstrain.tasks.batching import encoded, encoded_pairs, padded
 from dstrain.tasks.question_answering import QuestionAnswering
-from dstrain.tasks.retrieval import POOLING
 from dstrain.tasks.sentences import best, joined, marked_texts, sentences_of
 from dstrain.tasks.sequence_to_sequence import source_ids
 from dstrain.tasks.spans import NO_SPAN, best_spans, merged, span_rows
 from dstrain.tasks.tags import OUTSIDE, entities, pieces_of_spans, pieces_of_words
 from dstrain.tasks.text_pairs import written
-
-TEXT_TO_TEXT = "sequence_to_sequence"
-GRAPH = "model.onnx"  # in a folder that `dstrain export --onnx` wrote
-ENDLESS = 2**31 - 1  # T5's positions are relative
-# What the name of a model's class ends in, by task. Where several do, the export's settings tell, or the first it is.
-HEADS: dict[str, tuple[tuple[str, ...], Any]] = {
-    "sequence_classification": (("ForSequenceClassification",), AutoModelForSequenceClassification),
-    "token_classification": (("ForTokenClassification",), AutoModelForTokenClassification),
-    "sentence_extraction": (("ForTokenClassification",), AutoModelForTokenClassification),
-    "question_answering": (("ForQuestionAnswering",), AutoModelForQuestionAnswering),
-    TEXT_TO_TEXT: (("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), AutoModelForSeq2SeqLM),
-    "ranking": (("ForSequenceClassification",), AutoModelForSequenceClassification),
-    "retrieval": (("Model",), AutoEncoder),
-}
 
 
 class Predictor(Protocol):
@@ -70,32 +45,6 @@ class Prediction:
     probability: float
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A Transformers folder with a head, and what `dstrain ckpt export` wrote down of its recipe's data."""
-
-    task: str
-    model: Any  # Transformers' own, or a graph that answers as it does
-    encoder: Encoder
-    length: int
-    data: dict[str, Any]
-    pooling: str = "mean"  # of a bi-encoder
-
-    @property
-    def separators(self) -> int:
-        """[SEP]s between two texts."""
-        return 2 if self.model.config.model_type == "roberta" else 1
-
-    @torch.inference_mode()
-    def batches(self, rows: Sequence[Ids], second_starts: Sequence[int], batch_rows: int) -> Iterator[tuple[int, Any]]:
-        """What the model makes of each batch of rows in turn, and which row is the first of it."""
-        types = getattr(self.model.config, "type_vocab_size", 0) > 1 and len(second_starts) > 0
-        for start in range(0, len(rows), batch_rows):
-            part = rows[start : start + batch_rows]
-            starts = second_starts[start : start + batch_rows] if types else ()
-            yield start, self.model(**padded(part, self.encoder.pad_id, self.length, starts))
-
-
 def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
     """The model of a Transformers folder, or the search of an index. Raises UserError where nothing in it predicts.
 
@@ -103,8 +52,7 @@ def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
         folder: of the model, or one that `dstrain index` wrote.
         precision: of weights and arithmetic: fp32, or bf16, which is faster where the processor has it, and less exact.
     """
-    from dstrain.tasks.rankers import PairScorer, TextEmbedder
-    from dstrain.tasks.search import INDEX, Searcher
+    from dstrain.predict.search import INDEX, Searcher
 
     if (folder / INDEX).is_file():
         return Searcher.open(folder)
@@ -195,7 +143,7 @@ class TokenTagger:
 
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: a token classifier."""
-        data = TokenClassificationData(**_data_keys(loaded, TokenClassificationData))
+        data = TokenClassificationData(**data_keys(loaded, TokenClassificationData))
         self._loaded, self._data = loaded, data
         self._tags: dict[int, str] = loaded.model.config.id2label
         self.fields: tuple[str, ...] = ("text",)
@@ -255,7 +203,7 @@ class AnswerFinder:
 
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: a question-answering model."""
-        self._loaded, self._data = loaded, QuestionAnsweringData(**_data_keys(loaded, QuestionAnsweringData))
+        self._loaded, self._data = loaded, QuestionAnsweringData(**data_keys(loaded, QuestionAnsweringData))
         self.fields = (self._data.question_field, self._data.context_field)
 
     def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
@@ -296,7 +244,7 @@ class SentencePicker:
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: a token classifier of one label, trained to find sentences."""
         self._loaded = loaded
-        self._data = SentenceExtractionData(**_data_keys(loaded, SentenceExtractionData))
+        self._data = SentenceExtractionData(**data_keys(loaded, SentenceExtractionData))
         self.fields: tuple[str, ...] = (self._data.source_field,)
         self.tokens_field: str | None = self._data.source_field
 
@@ -344,100 +292,3 @@ class TextWriter:
             for number, ids in zip(chosen, found, strict=True):
                 texts[number] = written(loaded.encoder, ids)
         return [{self._field: text} for text in texts]
-
-
-# ---------------------------------------------------------------- folders
-
-
-def transformers_folder(model: Path) -> Path:
-    """The Transformers folder that MODEL stands for: itself, or the `export` in a run's folder.
-
-    Raises:
-        UserError: it is a run's folder without an export.
-    """
-    if not (model / "recipe.yaml").is_file() or (model / "config.json").is_file():
-        return model
-    export = model / "export"
-    if not (export / "config.json").is_file():
-        raise UserError(f"{model} is a run that was not exported yet; run: dstrain ckpt export {model} --out {export}")
-    return export
-
-
-def load(folder: Path) -> Loaded:
-    """Load the model of a Transformers folder in fp32.
-
-    Raises:
-        UserError: there is none in it, or one without a head that predicts (its predictions would be random).
-    """
-    remedy = "give a folder that `dstrain ckpt export` wrote from a fine-tuning run"
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json, so it is no Transformers folder; {remedy}")
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        names = config.architectures or []
-        task = _task_of(folder, names)
-        if task is None:
-            raise UserError(f"{folder} holds {' or '.join(names) or 'a model'} without a classification head; {remedy}")
-        auto = HEADS[task][1]
-        if (folder / GRAPH).is_file():
-            from dstrain.serve.onnx import OnnxModel
-
-            model: Any = OnnxModel(folder)
-        else:
-            model = auto.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True).eval()
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
-    data = _settings(folder).get("data", {})
-    encoder = load_encoder(folder, text_to_text=task == TEXT_TO_TEXT)
-    return Loaded(task, model, encoder, longest_text(folder, model), data, _pooling(folder))
-
-
-def _task_of(folder: Path, names: Sequence[str]) -> str | None:
-    """The task whose head a model has; a bare encoder is one where the folder says how its vectors are pooled."""
-    fitting = [task for task, (ends, _) in HEADS.items() if any(name.endswith(ends) for name in names)]
-    if not (folder / POOLING).is_file():
-        fitting = [task for task in fitting if task != "retrieval"]
-    told = _settings(folder).get("task")
-    return told if told in fitting else next(iter(fitting), None)
-
-
-def _pooling(folder: Path) -> str:
-    try:
-        means = json.loads((folder / POOLING).read_bytes())
-    except (OSError, ValueError):
-        return "mean"
-    return "cls" if means.get("pooling_mode_cls_token") else "mean"
-
-
-def longest_text(folder: Path, model: Any) -> int:
-    """Tokens of the longest text that the model takes: as training cut them, and no more than it has positions."""
-    reads = getattr(model.config, "encoder", model.config)  # of a pair, the side that reads
-    positions = int(getattr(reads, "max_position_embeddings", ENDLESS))
-    if reads.model_type == "roberta":
-        positions -= 2  # its positions start at 2
-    try:
-        trained = json.loads((folder / "tokenizer_config.json").read_bytes()).get("model_max_length")
-    except (OSError, ValueError):
-        trained = None
-    return min(positions, trained) if isinstance(trained, int) else positions
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """The recipe's `task` and `data` as the export wrote them down; nothing where another program made the folder."""
-    try:
-        settings: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())
-        return {"task": settings["task"], "data": dict(settings["data"])}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / SETTINGS} is damaged: {error}; export the run again") from error
-
-
-def _data_keys(loaded: Loaded, section: type[Any]) -> dict[str, Any]:
-    """Keys of a recipe's `data` that prediction goes by; the files of training are not needed any more."""
-    kept = {key: value for key, value in loaded.data.items() if key in section.model_fields}
-    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
-    return {"sequence_length": loaded.length, **lists, "train": "-"}

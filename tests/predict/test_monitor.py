@@ -15,8 +15,8 @@ import pytest
 from word_classifier import sentence, write_classifier
 
 from dstrain.errors import UserError
-from dstrain.tasks.items import Item
-from dstrain.tasks.monitor import (
+from dstrain.predict.items import Item
+from dstrain.predict.monitor import (
     as_text,
     items_at_hand,
     message_time,
@@ -24,7 +24,7 @@ from dstrain.tasks.monitor import (
     negative_label,
     read_topics,
 )
-from dstrain.tasks.surges import Message, Rule, changes
+from dstrain.predict.surges import Message, Rule, changes
 
 MINUTE = 60.0
 START = 1_795_000_000.0

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dstrain.errors import EXIT_DONE, UserError
-from dstrain.tasks.items import Item, read_items
-from dstrain.tasks.predict import STANDARD_INPUT, opened
-from dstrain.tasks.predictors import TextClassifier, transformers_folder
-from dstrain.tasks.surges import Change, Message, Rule, changes
+from dstrain.predict.command import STANDARD_INPUT, opened
+from dstrain.predict.items import Item, read_items
+from dstrain.predict.loaded import transformers_folder
+from dstrain.predict.predictors import TextClassifier
+from dstrain.predict.surges import Change, Message, Rule, changes
 
 NEGATIVE = ("negative", "neg")  # what the label is called where nobody says which one it is
 PROBLEMS_SHOWN = 5

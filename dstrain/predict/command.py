@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dstrain.errors import EXIT_DONE, UserError
-from dstrain.tasks.items import Item, read_items
-from dstrain.tasks.predictors import Predictor, load_predictor, transformers_folder
+from dstrain.predict.items import Item, read_items
+from dstrain.predict.loaded import transformers_folder
+from dstrain.predict.predictors import Predictor, load_predictor
 
 STANDARD_INPUT = "-"
 MISTAKES_SHOWN = 20

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from dstrain.model.pooling import pooled
+from dstrain.predict.loaded import Loaded
 from dstrain.tasks.batching import encoded, encoded_pairs
-from dstrain.tasks.predictors import Loaded
 
 DECIMALS = 6  # of vectors and scores in JSON
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dstrain.errors import UserError
-from dstrain.tasks.items import Item, read_items
-from dstrain.tasks.predict import predict_command, predict_items
-from dstrain.tasks.predictors import TextClassifier, load_predictor, transformers_folder
+from dstrain.predict.command import predict_command, predict_items
+from dstrain.predict.items import Item, read_items
+from dstrain.predict.loaded import transformers_folder
+from dstrain.predict.predictors import TextClassifier, load_predictor
 from dstrain.tokenizer import train_wordpiece, write_tokenizer
 
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from word_classifier import sentence, write_classifier
 
 from dstrain.errors import UserError
+from dstrain.predict.command import predict_command
+from dstrain.predict.threshold import chosen_threshold, scope_scores, threshold_command
 from dstrain.recipe.schema import ClassificationData
 from dstrain.tasks.examples import read_examples, reader_of
-from dstrain.tasks.predict import predict_command
-from dstrain.tasks.threshold import chosen_threshold, scope_scores, threshold_command
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.sampled_from([0.5, 0.8, 0.95, 1.0]))

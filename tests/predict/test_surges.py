@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dstrain.tasks.surges import EVERYTHING, Change, Message, Rule, changes, surge_p
+from dstrain.predict.surges import EVERYTHING, Change, Message, Rule, changes, surge_p
 
 RULE = Rule(window_seconds=60, baseline_seconds=600, least=5, begin=1e-3, end=0.05)
 

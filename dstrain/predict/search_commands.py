@@ -6,12 +6,12 @@ from pathlib import Path
 
 from dstrain.checkpoint.durable import write_durably
 from dstrain.errors import EXIT_DONE, UserError
+from dstrain.predict.command import predict_file
+from dstrain.predict.loaded import transformers_folder
+from dstrain.predict.search import Index, Searcher, embedder_of
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import RankingRecipe, RetrievalData, RetrievalRecipe
-from dstrain.tasks.predict import predict_file
-from dstrain.tasks.predictors import transformers_folder
 from dstrain.tasks.queries import Query, read_queries, read_texts
-from dstrain.tasks.search import Index, Searcher, embedder_of
 
 CANDIDATES = "candidates"
 BATCH_ROWS = 64

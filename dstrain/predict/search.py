@@ -18,7 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dstrain.errors import UserError
-from dstrain.tasks.rankers import DECIMALS, PairScorer, TextEmbedder
+from dstrain.predict.rankers import DECIMALS, PairScorer, TextEmbedder
 
 INDEX = "index.json"
 DOCUMENTS, VECTORS, FAISS = "documents.jsonl", "vectors.npy", "vectors.faiss"
@@ -136,7 +136,7 @@ class Searcher:
         Raises:
             UserError: index or models cannot be used.
         """
-        from dstrain.tasks.predictors import load_predictor
+        from dstrain.predict.predictors import load_predictor
 
         index = Index.open(folder)
         scorer = None if rerank is None else load_predictor(rerank)
@@ -167,7 +167,7 @@ class Searcher:
 
 def embedder_of(model: Path) -> TextEmbedder:
     """The bi-encoder of a folder. Raises UserError where it holds another model."""
-    from dstrain.tasks.predictors import load_predictor
+    from dstrain.predict.predictors import load_predictor
 
     found = load_predictor(model)
     if not isinstance(found, TextEmbedder):

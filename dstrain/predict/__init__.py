@@ -1,0 +1,1 @@
+"""A trained model in use, without its recipe: predictions, search, thresholds, monitoring. No task imports it."""

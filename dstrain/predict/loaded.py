@@ -1,0 +1,158 @@
+"""A Transformers folder with a head, loaded: what `dstrain ckpt export` wrote, or another program."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.utils import logging as transformers_logging
+
+from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.errors import UserError
+from dstrain.model.pooling import AutoEncoder
+from dstrain.tasks.batching import Ids, padded
+from dstrain.tasks.example_task import SETTINGS
+from dstrain.tasks.retrieval import POOLING
+
+TEXT_TO_TEXT = "sequence_to_sequence"
+GRAPH = "model.onnx"  # in a folder that `dstrain export --onnx` wrote
+ENDLESS = 2**31 - 1  # T5's positions are relative
+# What the name of a model's class ends in, by task. Where several do, the export's settings tell, or the first it is.
+HEADS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "sequence_classification": (("ForSequenceClassification",), AutoModelForSequenceClassification),
+    "token_classification": (("ForTokenClassification",), AutoModelForTokenClassification),
+    "sentence_extraction": (("ForTokenClassification",), AutoModelForTokenClassification),
+    "question_answering": (("ForQuestionAnswering",), AutoModelForQuestionAnswering),
+    TEXT_TO_TEXT: (("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), AutoModelForSeq2SeqLM),
+    "ranking": (("ForSequenceClassification",), AutoModelForSequenceClassification),
+    "retrieval": (("Model",), AutoEncoder),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A Transformers folder with a head, and what `dstrain ckpt export` wrote down of its recipe's data."""
+
+    task: str
+    model: Any  # Transformers' own, or a graph that answers as it does
+    encoder: Encoder
+    length: int
+    data: dict[str, Any]
+    pooling: str = "mean"  # of a bi-encoder
+
+    @property
+    def separators(self) -> int:
+        """[SEP]s between two texts."""
+        return 2 if self.model.config.model_type == "roberta" else 1
+
+    @torch.inference_mode()
+    def batches(self, rows: Sequence[Ids], second_starts: Sequence[int], batch_rows: int) -> Iterator[tuple[int, Any]]:
+        """What the model makes of each batch of rows in turn, and which row is the first of it."""
+        types = getattr(self.model.config, "type_vocab_size", 0) > 1 and len(second_starts) > 0
+        for start in range(0, len(rows), batch_rows):
+            part = rows[start : start + batch_rows]
+            starts = second_starts[start : start + batch_rows] if types else ()
+            yield start, self.model(**padded(part, self.encoder.pad_id, self.length, starts))
+
+
+def transformers_folder(model: Path) -> Path:
+    """The Transformers folder that MODEL stands for: itself, or the `export` in a run's folder.
+
+    Raises:
+        UserError: it is a run's folder without an export.
+    """
+    if not (model / "recipe.yaml").is_file() or (model / "config.json").is_file():
+        return model
+    export = model / "export"
+    if not (export / "config.json").is_file():
+        raise UserError(f"{model} is a run that was not exported yet; run: dstrain ckpt export {model} --out {export}")
+    return export
+
+
+def load(folder: Path) -> Loaded:
+    """Load the model of a Transformers folder in fp32.
+
+    Raises:
+        UserError: there is none in it, or one without a head that predicts (its predictions would be random).
+    """
+    remedy = "give a folder that `dstrain ckpt export` wrote from a fine-tuning run"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} has no config.json, so it is no Transformers folder; {remedy}")
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        names = config.architectures or []
+        task = _task_of(folder, names)
+        if task is None:
+            raise UserError(f"{folder} holds {' or '.join(names) or 'a model'} without a classification head; {remedy}")
+        auto = HEADS[task][1]
+        if (folder / GRAPH).is_file():
+            from dstrain.serve.onnx import OnnxModel
+
+            model: Any = OnnxModel(folder)
+        else:
+            model = auto.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True).eval()
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
+    data = _settings(folder).get("data", {})
+    encoder = load_encoder(folder, text_to_text=task == TEXT_TO_TEXT)
+    return Loaded(task, model, encoder, longest_text(folder, model), data, _pooling(folder))
+
+
+def _task_of(folder: Path, names: Sequence[str]) -> str | None:
+    """The task whose head a model has; a bare encoder is one where the folder says how its vectors are pooled."""
+    fitting = [task for task, (ends, _) in HEADS.items() if any(name.endswith(ends) for name in names)]
+    if not (folder / POOLING).is_file():
+        fitting = [task for task in fitting if task != "retrieval"]
+    told = _settings(folder).get("task")
+    return told if told in fitting else next(iter(fitting), None)
+
+
+def _pooling(folder: Path) -> str:
+    try:
+        means = json.loads((folder / POOLING).read_bytes())
+    except (OSError, ValueError):
+        return "mean"
+    return "cls" if means.get("pooling_mode_cls_token") else "mean"
+
+
+def longest_text(folder: Path, model: Any) -> int:
+    """Tokens of the longest text that the model takes: as training cut them, and no more than it has positions."""
+    reads = getattr(model.config, "encoder", model.config)  # of a pair, the side that reads
+    positions = int(getattr(reads, "max_position_embeddings", ENDLESS))
+    if reads.model_type == "roberta":
+        positions -= 2  # its positions start at 2
+    try:
+        trained = json.loads((folder / "tokenizer_config.json").read_bytes()).get("model_max_length")
+    except (OSError, ValueError):
+        trained = None
+    return min(positions, trained) if isinstance(trained, int) else positions
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The recipe's `task` and `data` as the export wrote them down; nothing where another program made the folder."""
+    try:
+        settings: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())
+        return {"task": settings["task"], "data": dict(settings["data"])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SETTINGS} is damaged: {error}; export the run again") from error
+
+
+def data_keys(loaded: Loaded, section: type[Any]) -> dict[str, Any]:
+    """Keys of a recipe's `data` that prediction goes by; the files of training are not needed any more."""
+    kept = {key: value for key, value in loaded.data.items() if key in section.model_fields}
+    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    return {"sequence_length": loaded.length, **lists, "train": "-"}
