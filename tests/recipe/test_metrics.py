@@ -1,0 +1,21 @@
+"""Names of metrics: known for every task, and the same whichever way they are written."""
+
+from typing import get_args
+
+from dstrain.recipe.keys import RECIPES
+from dstrain.recipe.metrics import MEASURED, not_measured
+from dstrain.recipe.schema import EarlyStopping, KeepBest
+
+
+def test_every_task_has_its_metrics() -> None:
+    tasks = {word for recipe in RECIPES for word in get_args(recipe.model_fields["task"].annotation)}
+    assert MEASURED.keys() == tasks
+    assert all(not_measured(name, task) is None for task, names in MEASURED.items() for name in ("loss", *names))
+
+
+def test_a_metric_is_named_as_reports_or_as_the_log_has_it() -> None:
+    assert EarlyStopping(metric="valid_loss").metric == KeepBest(metric="loss").metric == "loss"
+    assert not_measured("valid_rouge1", "sentence_extraction") is None
+    assert not_measured("rouge3", "sentence_extraction") == (
+        "is nothing that evaluations of sentence_extraction measure; use one of loss, rouge1, rouge2, rougeL"
+    )
