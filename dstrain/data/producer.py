@@ -1,5 +1,7 @@
 """Makes a rank's rows, step by step: lanes are read, packed and masked, and digests taken. Knows nothing of processes.
 
+Where the recipe asks for pairs, they are made of a packed row before it is masked.
+
 Row r of the run belongs to lane r mod lanes, and rank k of W consumes the rows with r mod W = k. Since W divides
 lanes, and lanes divides the global batch, a rank owns the lanes k, k + W, …, and row j of its step comes from its
 lane j mod (lanes / W).
@@ -15,6 +17,8 @@ from dstrain.data.lane import Lane
 from dstrain.data.masking import Masker, Unit, Vocabulary, masked_per_row
 from dstrain.data.order import Order
 from dstrain.data.packing import pack
+from dstrain.data.pair_slots import pair_slots
+from dstrain.data.pairs import Pairing, PairObjective
 from dstrain.data.rows import Records, StepBuffer, StepShape
 from dstrain.data.shards import DEFAULT_TEXT_FIELD, Corpus
 from dstrain.data.tokens import load_encoder
@@ -51,6 +55,8 @@ class StreamSpec:
     on_bad_sample: Literal["stop", "skip"] = "stop"
     purpose: Purpose = "train"
     masking_unit: Unit = "token"
+    pair_objective: PairObjective | None = None
+    pair_tokens: int = 0
 
     @classmethod
     def from_recipe(cls, recipe: "MaskedLmRecipe", purpose: Purpose) -> Self:
@@ -72,6 +78,8 @@ class StreamSpec:
             on_bad_sample=data.on_bad_sample,
             purpose=purpose,
             masking_unit=data.masking.unit,
+            pair_objective=None if data.pairs.objective == "none" else data.pairs.objective,
+            pair_tokens=data.pairs.tokens,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +104,7 @@ def step_shape(spec: StreamSpec, world: int) -> StepShape:
         row_tokens=spec.sequence_length,
         masked=masked_per_row(spec.masking_rate, spec.sequence_length),
         lanes=spec.lanes // world,
+        pairs=pair_slots(spec.sequence_length) if spec.pair_objective else 0,
     )
 
 
@@ -140,6 +149,19 @@ class RankRows:
             encoder.continuing_ids() if encoder and spec.masking_unit != "token" else None,
         )
 
+        self._pairing: Pairing | None = None
+        if spec.pair_objective:
+            assert encoder, "a vocabulary alone does not know what stands around texts"
+            self._pairing = Pairing(
+                spec.pair_objective,
+                spec.pair_tokens,
+                encoder.cls_id,
+                encoder.sep_id,
+                spec.sequence_length,
+                spec.seed,
+                spec.purpose,
+            )
+
     def make(self, step: int, buffer: StepBuffer) -> tuple[str, ...]:
         """Make the next step's rows, numbered as those of global step `step`. Returns descriptions of skipped samples.
 
@@ -167,6 +189,8 @@ class RankRows:
         first_row = step * self._spec.global_batch_rows + self._rank
         all_row_numbers = first_row + self._world * np.arange(self.shape.rows)
         made.row_numbers[...] = all_row_numbers.reshape(self._rows_per_lane, -1)[:, which].T.reshape(rows)
+        if self._pairing:
+            made.pairs[...] = self._pairing.make(ids, position_ids, made.row_numbers)
         made.masked_positions[...], made.labels[...] = self._masker.mask(ids, made.row_numbers)
         made.input_ids[...], made.position_ids[...] = ids, position_ids
         buffer.digest += made.digest()

@@ -3,7 +3,8 @@
 A step is one flat buffer, so that a background process can make it in shared memory and nothing is copied on the way:
 
     header    int64   cursors (lanes of this rank, 3), digest (2), step, bad samples
-    records   int32   one per row: row number (as int64), input_ids, masked_positions, labels, position_ids
+    records   int32   one per row: row number (as int64), input_ids, masked_positions, labels, position_ids,
+                      and the pairs where there are any (`pairs.py`)
 
 A row's digest is the multilinear hash (Lemire and Kaser, "Strongly universal string hashing is fast", 2014) of its
 record as little-endian 64-bit words, twice, with fixed odd keys, each finished by SplitMix64's mixer. A step's digest
@@ -30,16 +31,17 @@ class StepRows:
     """The rows of one rank and global step. The arrays are views that stay valid until the next step is asked for.
 
     R rows of L tokens, K of them predicted. Where a row has fewer than K tokens that may be masked, its `labels` end
-    in -100 and its `masked_positions` in 0. `cursors` is where each lane of this rank stands after this step: what a
-    checkpoint keeps.
+    in -100 and its `masked_positions` in 0. P is the most pairs of a row, 0 where the recipe has none. `cursors` is
+    where each lane of this rank stands after this step: what a checkpoint keeps.
     """
 
     step: int
     row_numbers: NDArray[np.int64]  # (R,)
     input_ids: NDArray[np.int32]  # (R, L), after masking
-    position_ids: NDArray[np.int32]  # (R, L), restarting at 0 at every piece of a document
+    position_ids: NDArray[np.int32]  # (R, L), restarting at 0 at every piece of a document, and every pair
     masked_positions: NDArray[np.int32]  # (R, K), increasing
     labels: NDArray[np.int32]  # (R, K)
+    pairs: NDArray[np.int32]  # (R, P, 4): where A begins, where B begins, where it has ended, label
     cursors: NDArray[np.int64]  # (lanes of this rank, 3): epoch, document position, token offset
     digest: NDArray[np.int64]  # (2,)
     bad_samples: int  # skipped while making these rows
@@ -48,12 +50,16 @@ class StepRows:
 
 @dataclass(frozen=True)
 class StepShape:
-    """The sizes of a rank's step: `rows` × `row_tokens` with `masked` predictions each, read from `lanes` lanes."""
+    """The sizes of a rank's step: `rows` × `row_tokens` with `masked` predictions each, read from `lanes` lanes.
+
+    `pairs` is the number of a row's slots for pairs, 0 without pairs.
+    """
 
     rows: int
     row_tokens: int
     masked: int
     lanes: int
+    pairs: int = 0
 
     @property
     def header_items(self) -> int:
@@ -63,7 +69,7 @@ class StepShape:
     @property
     def record_items(self) -> int:
         """Length of a row's record, in int32: always even, so that every row number is aligned."""
-        return ROW_NUMBER_ITEMS + 2 * self.row_tokens + 2 * self.masked
+        return ROW_NUMBER_ITEMS + 2 * self.row_tokens + 2 * self.masked + 4 * self.pairs
 
     @property
     def bytes(self) -> int:
@@ -83,10 +89,11 @@ class Records:
 
     def __init__(self, shape: StepShape, items: NDArray[np.int32]) -> None:
         self.items = items
-        ends = np.cumsum([ROW_NUMBER_ITEMS, shape.row_tokens, shape.masked, shape.masked])
-        row_number, self.input_ids, self.masked_positions, self.labels, self.position_ids = np.split(
+        ends = np.cumsum([ROW_NUMBER_ITEMS, shape.row_tokens, shape.masked, shape.masked, shape.row_tokens])
+        row_number, self.input_ids, self.masked_positions, self.labels, self.position_ids, pairs = np.split(
             items, ends, axis=1
         )
+        self.pairs = pairs.reshape(len(items), shape.pairs, 4)
         self.row_numbers = row_number.view(np.int64)[:, 0]
         self._digest_keys = digest_keys(shape.record_items // 2)
 
@@ -119,6 +126,7 @@ class StepBuffer:
             position_ids=self.records.position_ids,
             masked_positions=self.records.masked_positions,
             labels=self.records.labels,
+            pairs=self.records.pairs,
             cursors=self.cursors,
             digest=self.digest,
             bad_samples=bad_samples,

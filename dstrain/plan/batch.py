@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from dstrain.data.pair_slots import pair_slots
 from dstrain.errors import RecipeError
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
@@ -57,6 +58,11 @@ def batch_plan(recipe: Recipe, world: int) -> BatchPlan:
 def masked_per_row(recipe: MaskedLmRecipe) -> int:
     """Return the fixed number of predicted tokens in each row."""
     return max(1, round(recipe.data.masking.rate * recipe.data.sequence_length))
+
+
+def pairs_per_row(recipe: MaskedLmRecipe) -> int:
+    """Return the fixed number of places for pairs in each row; 0 where the recipe has no pairs."""
+    return 0 if recipe.data.pairs.objective == "none" else pair_slots(recipe.data.sequence_length)
 
 
 def total_steps(recipe: Recipe, corpus_tokens: int | None) -> int | None:

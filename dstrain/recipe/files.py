@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.recipe.keys import flat_values
-from dstrain.recipe.rules import positions_suffice
+from dstrain.recipe.rules import positions_suffice, token_types_suffice
 from dstrain.recipe.schema import CommonRecipe
 
 PATH_KEYS = ("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained")
@@ -125,6 +125,11 @@ def _pretrained_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
             sentence = positions_suffice(length, positions, str(stack.get("model_type")), source)
             if sentence is not None:
                 yield (key, "model.pretrained"), sentence
+    objective, types = known.get("data.pairs.objective"), config.get("type_vocab_size")
+    if isinstance(objective, str) and isinstance(types, int):
+        sentence = token_types_suffice(objective, types, architecture, "the pretrained model's type_vocab_size")
+        if sentence is not None:
+            yield ("data.pairs.objective", "model.pretrained"), sentence
 
 
 def origins(architecture: str) -> tuple[str, ...]:

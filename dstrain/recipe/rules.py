@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dstrain.data.pair_slots import SHORTEST_PAIR
 from dstrain.model.linears import is_target, linear_names
 from dstrain.model.shape import MATMUL_ARCHITECTURES
 from dstrain.recipe.metrics import not_measured
@@ -369,6 +370,48 @@ def _replacements_are_shares(replace: list[float]) -> Verdict:
     total = sum(replace)
     if not math.isclose(total, 1.0, abs_tol=1e-6):
         return f"sums to {total:g} and must sum to 1; write the shares of [mask, random, kept], as in [0.8, 0.1, 0.1]"
+    return None
+
+
+@rule("data.pairs.objective", "model.architecture")
+def _pairs_are_berts(objective: str, architecture: str) -> Verdict:
+    if objective != "none" and architecture != "bert":
+        return f"is not offered for {architecture}, which has no head for pairs; use none, or model.architecture: bert"
+    return None
+
+
+@rule("data.pairs.objective", "model.config.type_vocab_size", "model.architecture")
+def _token_types_suffice(objective: str, types: int, architecture: str) -> Verdict:
+    return token_types_suffice(objective, types, architecture, "model.config.type_vocab_size")
+
+
+def token_types_suffice(objective: str, types: int, architecture: str, source: str) -> Verdict:
+    """Check that a BERT tells the two texts of a pair apart; `source` says where its number of token types is from."""
+    if objective != "none" and types < 2 and architecture == "bert":
+        return f"needs a token type for each text of a pair, and {source}={types}; use none, or a model with 2"
+    return None
+
+
+@rule("data.pairs.objective", "model.lora")
+def _pairs_train_token_types(objective: str, lora: Mapping[str, Any] | None) -> Verdict:
+    if objective != "none" and lora is not None:
+        return "trains the embeddings of token types, which model.lora freezes; use none, or delete model.lora"
+    return None
+
+
+@rule("data.pairs.tokens", "data.pairs.objective", "data.sequence_length")
+def _pairs_fit(tokens: int, objective: str, length: int) -> Verdict:
+    if objective == "none":
+        return None
+    most = length // 2 if objective == "next_sentence" else length
+    if most < 2 * SHORTEST_PAIR:
+        return f"has no value that fits data.sequence_length={length}; raise that, or set data.pairs.objective to none"
+    if tokens > most:
+        why = "is more than half of" if objective == "next_sentence" else "is more than"
+        other = ", so that a row has another pair to exchange with" if objective == "next_sentence" else ""
+        return f"{why} data.sequence_length={length}; use at most {most}{other}"
+    if tokens < 2 * SHORTEST_PAIR:
+        return f"would cut documents in parts of less than {SHORTEST_PAIR} tokens; use at least {2 * SHORTEST_PAIR}"
     return None
 
 

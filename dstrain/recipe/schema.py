@@ -237,6 +237,18 @@ class Masking(Section):
     replace: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
 
 
+class Pairs(Section):
+    """A second objective beside masked-language modelling: do the two halves of a pair of texts belong together?
+
+    `next_sentence`: in half of the pairs the second text is another pair's, of the same row (after BERT; Devlin et al.
+    2019). `sentence_order`: in half of them the two have changed places (ALBERT; Lan et al. 2020). Documents of more
+    than `tokens` tokens, [CLS] and [SEP] included, become several pairs. Both losses are means, and are added.
+    """
+
+    objective: Literal["none", "next_sentence", "sentence_order"] = "none"
+    tokens: PositiveInt = 128
+
+
 class MaskedLmData(Section):
     """WebDataset shards for pretraining: a folder, a glob or a brace pattern of tar files.
 
@@ -251,6 +263,7 @@ class MaskedLmData(Section):
     seed: NonNegativeInt = 0
     shuffle_window: PositiveInt = 1024
     masking: Masking = Masking()
+    pairs: Pairs = Pairs()
     on_bad_sample: Literal["stop", "skip"] = "stop"
     max_bad_samples: NonNegativeInt = 1000
     prefetch_steps: NonNegativeInt = 4
@@ -570,6 +583,11 @@ class CommonRecipe(Section):
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     hang_seconds: PositiveFloat = 1200.0  # a rank that stands still for longer is ended, and the run restarted
 
+    @property
+    def objective(self) -> str:
+        """What is computed: the task, for most. It names a file of `dstrain/tasks/` and decides the model's heads."""
+        return self.task
+
 
 class MaskedLmRecipe(CommonRecipe):
     """Masked-language-model pretraining."""
@@ -577,6 +595,11 @@ class MaskedLmRecipe(CommonRecipe):
     task: Literal["masked_lm"]
     model: Model
     data: MaskedLmData
+
+    @property
+    def objective(self) -> str:
+        """`masked_lm`, or `paired_masked_lm` where there is one by pairs beside it."""
+        return "masked_lm" if self.data.pairs.objective == "none" else "paired_masked_lm"
 
 
 class Loss(Section):

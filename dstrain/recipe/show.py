@@ -62,6 +62,7 @@ _FIXED_FOR_A_RUN = (
     "data.seed",
     "data.shuffle_window",
     "data.masking",
+    "data.pairs",
     "train.global_batch_rows",
     "optimizer.name",
     "checkpoint.storage",

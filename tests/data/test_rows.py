@@ -21,6 +21,14 @@ def test_names_cover_the_record_once() -> None:
     assert made.items.tolist() == [[1, 0, *[2] * 9, 3, 3, 4, 4, *[5] * 9]] * 3
 
 
+def test_pairs_come_last_in_a_record() -> None:
+    shape = StepShape(rows=2, row_tokens=3, masked=1, lanes=1, pairs=2)
+    made = Records(shape, np.zeros((2, shape.record_items), np.int32))
+    made.pairs[...] = np.arange(16).reshape(2, 2, 4)
+    assert made.items[:, -8:].tolist() == [list(range(8)), list(range(8, 16))]
+    assert not made.items[:, :-8].any()
+
+
 def test_a_buffer_holds_what_is_put_in() -> None:
     memory = bytearray(SHAPE.bytes)
     buffer = StepBuffer(SHAPE, memory)

@@ -203,6 +203,65 @@ def test_rotary_heads_are_even(tmp_path: Path) -> None:
     assert "heads of odd size, and rotary positions turn pairs; use 128 or 132" in mistakes(tmp_path, text)[0]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.architecture=roberta", "data.pairs={objective: next_sentence, tokens: 64}"],
+            "data.pairs.objective=next_sentence is not offered for roberta, which has no head for pairs; use none, or "
+            "model.architecture: bert",
+        ),
+        (
+            ["model.architecture=modernbert", "data.pairs.objective=sentence_order"],
+            "data.pairs.objective=sentence_order is not offered for modernbert, which has no head for pairs",
+        ),
+        (
+            ["data.pairs.objective=sentence_order", "model.config.type_vocab_size=1"],
+            "data.pairs.objective=sentence_order needs a token type for each text of a pair, and "
+            "model.config.type_vocab_size=1; use none, or a model with 2",
+        ),
+        (
+            ["data.pairs.objective=sentence_order", "model.lora.rank=2"],
+            "data.pairs.objective=sentence_order trains the embeddings of token types, which model.lora freezes; use "
+            "none, or delete model.lora",
+        ),
+        (
+            ["data.pairs={objective: next_sentence, tokens: 65}"],
+            "data.pairs.tokens=65 is more than half of data.sequence_length=128; use at most 64, so that a row has "
+            "another pair to exchange with",
+        ),
+        (
+            ["data.pairs={objective: sentence_order, tokens: 129}"],
+            "data.pairs.tokens=129 is more than data.sequence_length=128; use at most 128",
+        ),
+        (
+            ["data.pairs={objective: sentence_order, tokens: 31}"],
+            "data.pairs.tokens=31 would cut documents in parts of less than 16 tokens; use at least 32",
+        ),
+        (
+            ["data.pairs={objective: next_sentence, tokens: 32}", "data.sequence_length=63"],
+            "data.pairs.tokens=32 has no value that fits data.sequence_length=63; raise that, or set "
+            "data.pairs.objective to none",
+        ),
+    ],
+)
+def test_what_pairs_do_not_go_with(tmp_path: Path, overrides: list[str], message: str) -> None:
+    path = write(tmp_path, VALID)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides, check_files=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert message in str(caught.value)
+
+
+def test_a_pretrained_model_of_one_token_type_has_no_pairs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "type_vocab_size": 1}')
+    path = write(tmp_path, VALID)
+    overrides = ["model.config=null", f"model.pretrained={tmp_path}", "data.pairs={objective: sentence_order}"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    assert "and the pretrained model's type_vocab_size=1; use none, or a model with 2" in str(caught.value)
+
+
 def test_a_broken_default_names_itself_and_the_place_of_the_other_key(tmp_path: Path) -> None:
     assert mistakes(tmp_path, changed("hidden_size: 128, ", "").replace("heads: 2", "heads: 7")) == [
         "recipe.yaml:5: model.config.hidden_size=768 (the default) is not a multiple of "

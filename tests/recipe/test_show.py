@@ -65,7 +65,7 @@ def test_the_resolved_recipe_is_complete_and_in_reading_order(tmp_path: Path) ->
     )
     assert "  clip_grad_norm: null\n" in text
     assert "betas: [0.9, 0.999]\n" in text
-    assert "tokens:" not in text
+    assert "\n  tokens:" not in text
 
 
 def test_the_digest_sees_every_value_and_nothing_else(tmp_path: Path) -> None:
