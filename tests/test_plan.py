@@ -25,7 +25,7 @@ from dstrain.model.shape import (
     parameters_of,
     shape_of_config,
 )
-from dstrain.model.sparse import SparseMaskedLm
+from dstrain.model.sparse import SparseMaskedLm, SparsePreTraining
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan import (
     activation_bytes,
@@ -40,6 +40,7 @@ from dstrain.plan import (
     total_steps,
 )
 from dstrain.plan.attention import MATMUL_TOKENS, attention_of
+from dstrain.plan.batch import pairs_per_row
 from dstrain.plan.text import make_plan, plan_json, plan_text
 from dstrain.recipe.rules import broken_rules
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, SequenceToSequenceRecipe
@@ -345,6 +346,40 @@ def test_flops_are_those_that_torch_counts(architecture: str) -> None:
     assert flops.forward * tokens == forward
     assert flops.model * tokens == pytest.approx(counter.get_total_flops(), rel=0.001)
     assert flops.executed == flops.model
+
+
+def test_pairs_are_planned_exactly() -> None:
+    config = SMALL["bert"] | {"vocab_size": 500, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    recipe = masked_lm(
+        "bert",
+        config,
+        model={"attention": "eager"},
+        train={"micro_batch_rows": 2, "precision": "fp32"},
+        data={"pairs": {"objective": "sentence_order", "tokens": 64}},
+    )
+    model = build_model(recipe.model, 0, {"pad_token_id": 0}, auto=transformers.AutoModelForPreTraining)
+    module, (_, batch) = SparsePreTraining(model), run(recipe)
+    named = dict(zip(("input_ids", "position_ids", "masked_positions", "labels"), batch, strict=True))
+    starts = torch.zeros(2, pairs_per_row(recipe), dtype=torch.int64)
+    types, labels, weight = torch.zeros_like(batch[0]), torch.ones_like(starts), torch.ones(())
+    kept, parameters = {}, {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        module(**named, token_type_ids=types, pair_starts=starts, pair_labels=labels, pair_weight=weight)
+    shape = model_shape(recipe.model)
+    assert step_flops(recipe, shape).forward * batch[0].numel() == pytest.approx(counter.get_total_flops(), rel=1e-12)
+    counts = parameters_of(recipe.model, shape, recipe.objective)
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in module.parameters())
+    stated = activation_bytes(recipe, shape, checkpointing=False, on_cpu=True) - not_kept_bytes(recipe, shape)
+    assert stated == pytest.approx(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), rel=0.03)
 
 
 @pytest.mark.parametrize("keys", [{"lora": {"rank": 4}}, {"frozen_layers": 2}])

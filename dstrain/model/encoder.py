@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 import dstrain.model.attention  # noqa: F401  (Transformers learns a name)
@@ -31,7 +31,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "bert": Architecture(("cls",)),
+    "bert": Architecture(("cls.predictions",)),
     "roberta": Architecture(("lm_head",), positions_shifted=True),
     "modernbert": Architecture(("head", "decoder"), windowed=True),
 }
@@ -158,18 +158,25 @@ def _listed(labels: Sequence[str], most: int = 5) -> str:
 def predict_tokens(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Run the masked-LM head: hidden states (n, hidden_size) → logits (n, vocab_size)."""
     for name in ARCHITECTURES[model.config.model_type].head_modules:
-        module: nn.Module = getattr(model, name)
-        hidden = module(hidden)
+        hidden = model.get_submodule(name)(hidden)
     return hidden
 
 
-def encode_packed(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+def predict_pairs(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Run BertForPreTraining's head for pairs: hidden states of their [CLS] (n, hidden_size) → logits (n, 2)."""
+    pooled = model.get_submodule("bert.pooler")(hidden[:, None])  # which takes the first token of each
+    logits: Tensor = model.get_submodule("cls.seq_relationship")(pooled)
+    return logits
+
+
+def encode_packed(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, **token_types: Tensor) -> Tensor:
     """Hidden states (rows, tokens, hidden_size) of packed rows, no document seeing another.
 
     Args:
         model: a masked-LM model of one of `ARCHITECTURES`.
         input_ids: int64 (rows, tokens).
         position_ids: int64 (rows, tokens), 0 at the first token of every document in the row.
+        token_types: as `token_type_ids`, int64 (rows, tokens); without, all are of type 0.
     """
     architecture = ARCHITECTURES[model.config.model_type]
     same_document = document_mask(position_ids)
@@ -179,7 +186,7 @@ def encode_packed(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
     if architecture.windowed:
         near = same_document & _window(model, input_ids)
         mask = {"full_attention": mask, "sliding_attention": additive_mask(near, model.dtype)}
-    outputs = model.base_model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids)
+    outputs = model.base_model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, **token_types)
     hidden: Tensor = outputs.last_hidden_state
     return hidden
 

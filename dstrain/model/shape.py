@@ -111,17 +111,17 @@ def shape_of_config(architecture: str, config: Mapping[str, Any]) -> AnyShape:
     )
 
 
-def parameter_counts(shape: AnyShape, task: str, labels: int = 2) -> dict[str, int]:
+def parameter_counts(shape: AnyShape, objective: str, labels: int = 2) -> dict[str, int]:
     """Return the exact number of parameters by part; the decoder is tied to the token embeddings and counted there.
 
     Args:
         shape: the encoder, or the encoder and decoder, which have their head whatever the task.
-        task: the recipe's, which decides the head.
+        objective: the recipe's, which decides the head.
         labels: outputs of a classifier.
     """
     if isinstance(shape, PairShape):
         return pair_parameters(shape)
-    hidden, norm = shape.hidden_size, _norm(shape)
+    hidden, norm, masked = shape.hidden_size, _norm(shape), objective in ("masked_lm", "paired_masked_lm")
     counts = {
         "token embeddings": shape.vocab_size * hidden,
         "position and type embeddings": (shape.learned_positions + shape.token_types) * hidden,
@@ -133,19 +133,21 @@ def parameter_counts(shape: AnyShape, task: str, labels: int = 2) -> dict[str, i
         counts["norms outside layers"] += norm
         transform = hidden * hidden + norm
     else:
-        transform = hidden * hidden + hidden + (norm if task == "masked_lm" else 0)
-    if task == "masked_lm":
+        transform = hidden * hidden + hidden + (norm if masked else 0)
+    if masked:
         counts["prediction head"] = transform + (shape.vocab_size if shape.decoder_bias else 0)
-    elif task != "retrieval":
-        if task in WITHOUT_POOLER and shape.architecture != "modernbert":
+        if objective == "paired_masked_lm":
+            counts["pair head"] = hidden * hidden + hidden + 2 * (hidden + 1)  # BERT's pooler comes before it
+    elif objective != "retrieval":
+        if objective in WITHOUT_POOLER and shape.architecture != "modernbert":
             transform = 0
         counts["classification head"] = transform + labels * (hidden + 1)
     return counts
 
 
-def parameters_of(model: AnyModel, shape: AnyShape, task: str, labels: int = 2) -> dict[str, int]:
+def parameters_of(model: AnyModel, shape: AnyShape, objective: str, labels: int = 2) -> dict[str, int]:
     """Return `parameter_counts` and, where the recipe's model has some, those of its `adapters`."""
-    counts = parameter_counts(shape, task, labels)
+    counts = parameter_counts(shape, objective, labels)
     return counts if model.lora is None else counts | {"adapters": lora_parameters(shape, model.lora)}
 
 

@@ -4,7 +4,8 @@ Forward, per token (a multiplication and an addition are two):
     matmuls    2 × the layers' matrix parameters
     attention  4 × sequence_length × hidden_size for each layer: scores and weighted sum over the whole row (the mask
                that keeps documents apart saves nothing)
-    head       2 × (hidden² + hidden × vocabulary), on the predicted tokens only
+    head       2 × (hidden² + hidden × vocabulary), on the predicted tokens only; with pairs, 2 × (hidden² + 2 × hidden)
+               for each slot of one, and the pooler, hidden², once more for each row: Transformers runs it by itself
 An encoder with a decoder is counted by rows of the longest source and the longest target, and divided by their tokens;
 keys and values of the cross attention are made once for each source token.
 The backward pass costs twice the forward pass: once for the gradients of what goes in, once for those of the weights.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from dstrain.model.pair_shape import PairShape
 from dstrain.model.shape import AnyShape, ModelShape, layer_parameters, lora_parameters
-from dstrain.plan.batch import masked_per_row
+from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
 
@@ -57,6 +58,8 @@ def step_flops(recipe: Recipe, shape: AnyShape) -> Flops:
     if isinstance(recipe, MaskedLmRecipe):
         predicted = masked_per_row(recipe) / length
         head = predicted * 2 * (hidden * hidden + hidden * shape.vocab_size)
+        if pairs := pairs_per_row(recipe):
+            head += 2 * ((pairs + 1) * hidden * hidden + pairs * 2 * hidden) / length
     elif isinstance(recipe, ClassificationRecipe):
         head = 2 * hidden * hidden / length
     else:

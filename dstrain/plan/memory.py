@@ -39,7 +39,7 @@ from dataclasses import dataclass, fields
 from dstrain.model.pair_shape import PairShape
 from dstrain.model.shape import AnyShape, ModelShape, frozen_parameters, model_shape, parameters_of
 from dstrain.plan.attention import attention_of
-from dstrain.plan.batch import masked_per_row
+from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.plan.pair_memory import pair_activation_bytes
@@ -178,7 +178,10 @@ def _attention_bytes(recipe: Recipe, shape: ModelShape, element: int, dropped: i
 
 
 def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
-    """Four inputs and outputs of the transform; the logits as computed, their log-softmax and its gradient in fp32."""
+    """Four inputs and outputs of the transform; the logits as computed, their log-softmax and its gradient in fp32.
+
+    Of each pair the pooler's input and output.
+    """
     rows, hidden = _rows(recipe), shape.hidden_size
     if isinstance(recipe, ClassificationRecipe):
         return rows * 4 * hidden * element
@@ -186,7 +189,8 @@ def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
         outputs = head_outputs(recipe) or UNKNOWN_OUTPUTS
         return rows * recipe.data.sequence_length * (hidden * element + outputs * (element + 4 + 4))
     predicted = rows * masked_per_row(recipe)
-    return predicted * (4 * hidden * element + shape.vocab_size * (element + 4 + 4))
+    pairs = rows * pairs_per_row(recipe)
+    return predicted * (4 * hidden * element + shape.vocab_size * (element + 4 + 4)) + pairs * 2 * hidden * element
 
 
 def kept_checkpoints(recipe: Recipe, steps: int | None) -> int:
@@ -213,6 +217,6 @@ def recipe_checkpoint_bytes(recipe: Recipe, labels: int = 2) -> int:
     """
     shape = model_shape(recipe.model)
     frozen = frozen_parameters(recipe.model, shape)
-    trained = sum(parameters_of(recipe.model, shape, recipe.task, labels).values()) - frozen
+    trained = sum(parameters_of(recipe.model, shape, recipe.objective, labels).values()) - frozen
     element = ELEMENT_BYTES[recipe.train.precision] if recipe.model.lora is None else 0
     return checkpoint_bytes(trained, frozen * element)

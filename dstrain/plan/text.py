@@ -79,7 +79,8 @@ def make_plan(recipe: Recipe, world: int, tokens_of_corpus: int | None) -> Plan:
     """
     shape = model_shape(recipe.model)
     labels = head_outputs(recipe) or UNKNOWN_OUTPUTS
-    parameters, frozen = parameters_of(recipe.model, shape, recipe.task, labels), frozen_parameters(recipe.model, shape)
+    parameters = parameters_of(recipe.model, shape, recipe.objective, labels)
+    frozen = frozen_parameters(recipe.model, shape)
     activations = {switch: activation_bytes(recipe, shape, checkpointing=switch) for switch in (False, True)}
     total = sum(parameters.values())
     return Plan(

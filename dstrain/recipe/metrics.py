@@ -11,7 +11,7 @@ _ROUGES = ("rouge1", "rouge2", "rougeL")
 
 # By task, beside `loss`; some only with some kinds of data.
 MEASURED: dict[str, tuple[str, ...]] = {
-    "masked_lm": ("perplexity", "accuracy"),
+    "masked_lm": ("perplexity", "accuracy", "pair_loss", "pair_accuracy"),
     "sequence_classification": (*_CLASSES, *_NUMBERS),
     "token_classification": ("precision", "recall", "f1", "token_accuracy"),
     "question_answering": ("exact_match", "f1", "answerable_f1", "unanswerable_f1"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,22 +32,23 @@ class MaskedLm(Task):
     """The `masked_lm` task on one rank."""
 
     auto_model = AutoModelForMaskedLM
+    wrapper: ClassVar[type[nn.Module]] = SparseMaskedLm
 
     def __init__(self, recipe: MaskedLmRecipe, runtime: Runtime) -> None:
         self._recipe, self.runtime = recipe, runtime
         encoder = load_encoder(recipe.tokenizer)
-        self.model = build_model(recipe.model, recipe.train.seed, encoder.special_token_ids)
+        self.model = build_model(recipe.model, recipe.train.seed, encoder.special_token_ids, auto=self.auto_model)
         if self.model.config.vocab_size < encoder.vocab_size:
             raise RecipeError(
                 f"the model's vocab_size={self.model.config.vocab_size} is smaller than the tokenizer's "
                 f"{encoder.vocab_size} ({recipe.tokenizer}); raise model.config.vocab_size"
             )
-        self.module = SparseMaskedLm(self.model)
+        self.module = self.wrapper(self.model)
         self.lanes = recipe.data.lanes
         self.has_valid = recipe.data.valid is not None
         self.max_bad_samples = recipe.data.max_bad_samples
         corpus = Corpus.open(recipe.data.train, text_field=recipe.data.text_field, encode=encoder.encode)
-        self._identity = {
+        self._identity: dict[str, Any] = {
             "task": recipe.task,
             "corpus": corpus.digest,
             "tokenizer": encoder.digest,
@@ -78,7 +79,7 @@ class MaskedLm(Task):
     def documents(
         self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
     ) -> list[RowDocument]:
-        """See `Task`. The text is that before masking."""
+        """See `Task`. The text is that before masking, and before pairs are made of the documents of a row."""
         spec = StreamSpec.from_recipe(self._recipe, "train")
         decode = load_encoder(self._recipe.tokenizer).decode
         return [
@@ -93,15 +94,22 @@ class MaskedLm(Task):
 
         The stream starts anew each time, so the same rows have the same masks in every evaluation of every run.
         """
-        sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)  # loss, right, targets
+        sums = torch.zeros(1, dtype=torch.float64, device=runtime.device)
         spec = StreamSpec.from_recipe(self._recipe, "valid")
         with RowStream(spec, runtime.rank, runtime.world_size) as stream:
             for rows in islice(stream, self._valid_batches):
-                batch = self._batch(rows, 0.0)
-                for inputs in batch.micro_batches:
-                    loss, right = module(**inputs)
-                    sums += torch.stack([loss.double(), right.double(), (inputs["labels"] >= 0).sum().double()])
-        loss, right, targets = runtime.all_reduce_sum_float(sums.cpu().numpy())
+                for inputs in self._batch(rows, 0.0).micro_batches:
+                    sums = sums + self.sums(module, inputs)
+        return self.metrics(runtime.all_reduce_sum_float(sums.cpu().numpy()))
+
+    def sums(self, module: nn.Module, inputs: Inputs) -> Tensor:
+        """What `metrics` needs of a micro-batch, added up over all of them: loss, right and targets, fp64 (3,)."""
+        loss, right = module(**inputs)
+        return torch.stack([loss.double(), right.double(), (inputs["labels"] >= 0).sum().double()])
+
+    def metrics(self, sums: NDArray[np.float64]) -> dict[str, float]:
+        """The metrics of an evaluation from its `sums`."""
+        loss, right, targets = sums
         mean = float(loss / targets)
         return {"loss": mean, "perplexity": float(np.exp(min(mean, 80.0))), "accuracy": float(right / targets)}
 
@@ -118,12 +126,19 @@ class MaskedLm(Task):
         """The tokenizer, so that the exported folder is whole."""
         AutoTokenizer.from_pretrained(recipe.tokenizer, local_files_only=True).save_pretrained(folder)
 
+    def arrays(self, rows: StepRows) -> dict[str, NDArray[np.integer]]:
+        """What the module is given of a step's rows, by name; the rows are the first axis of each."""
+        return {
+            "input_ids": rows.input_ids,
+            "position_ids": rows.position_ids,
+            "masked_positions": rows.masked_positions,
+            "labels": rows.labels,
+        }
+
     def _batch(self, rows: StepRows, seconds_waited: float) -> StepBatch:
         """Copy a step out of the stream's buffer, which the next step will overwrite, and cut it in micro-batches."""
-        arrays = (rows.input_ids, rows.position_ids, rows.masked_positions, rows.labels)
-        names = ("input_ids", "position_ids", "masked_positions", "labels")
         device = self.runtime.device
-        whole = {name: torch.from_numpy(a.astype(np.int64)).to(device) for name, a in zip(names, arrays, strict=True)}
+        whole = {name: torch.from_numpy(a.astype(np.int64)).to(device) for name, a in self.arrays(rows).items()}
         return StepBatch(
             data_step=rows.step,
             row_numbers=rows.row_numbers.copy(),

@@ -90,9 +90,9 @@ class TaskTotals:
 
 
 def task_class(recipe: Recipe) -> type["Task"]:
-    """The class of the task that a recipe names: `masked_lm` is `MaskedLm` of `dstrain.tasks.masked_lm`."""
-    name = "".join(map(str.capitalize, recipe.task.split("_")))
-    found: type[Task] = getattr(importlib.import_module(f"dstrain.tasks.{recipe.task}"), name)
+    """The class of a recipe's objective: `masked_lm` is `MaskedLm` of `dstrain.tasks.masked_lm`."""
+    name = "".join(map(str.capitalize, recipe.objective.split("_")))
+    found: type[Task] = getattr(importlib.import_module(f"dstrain.tasks.{recipe.objective}"), name)
     return found
 
 
