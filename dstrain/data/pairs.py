@@ -7,7 +7,7 @@ Each piece of a packed row is cut into equal parts of at most `tokens` tokens, a
 keeps its length: what stood where [CLS] and [SEP] have to be is overwritten, in every pair the same number of tokens.
 Position ids restart at every pair, so that attention is confined to it. Parts of less than `SHORTEST_PAIR` tokens are
 no pairs; they stay in the row for the masked tokens. A ends at a drawn place between a quarter and three quarters of
-the text, not at the end of a sentence: BERT's A and B are runs of sentences, and their ends are cut, too.
+the text, mostly within a sentence, where BERT and ALBERT take whole sentences and cut only what is too long.
 
     sentence_order   A and B change places in half of the pairs (ALBERT; Lan et al. 2020, section 3.1)
     next_sentence    the pairs of a row are coupled, and half of the couples exchange their Bs (after BERT; Devlin et
@@ -17,7 +17,8 @@ Where A and B lie is drawn before it is drawn what stands there, so that no leng
 couple have the same length. Half of the labels are negative in expectation, a couple's both or none. The partner is
 half a row's pairs away: in another document, unless one has more than half of the row's pairs. So negatives come from
 the same row, and from the same document where that fills it, which is harder to tell than BERT's. Of an odd number of
-pairs the last has no partner, and no label.
+pairs the last has no partner, and no label. The order of A and B is easier to tell than ALBERT's where both are of a
+whole short document: how it begins and ends then says it, too.
 """
 
 from typing import Literal

@@ -242,7 +242,8 @@ class Pairs(Section):
 
     `next_sentence`: in half of the pairs the second text is another pair's, of the same row (after BERT; Devlin et al.
     2019). `sentence_order`: in half of them the two have changed places (ALBERT; Lan et al. 2020). Documents of more
-    than `tokens` tokens, [CLS] and [SEP] included, become several pairs. Both losses are means, and are added.
+    than `tokens` tokens, [CLS] and [SEP] included, become several pairs. The mean loss of the pairs is added to that of
+    the masked tokens; evaluations keep them apart, and say valid_pair_loss and valid_pair_accuracy.
     """
 
     objective: Literal["none", "next_sentence", "sentence_order"] = "none"

@@ -79,7 +79,7 @@ class MaskedLm(Task):
     def documents(
         self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
     ) -> list[RowDocument]:
-        """See `Task`. The text is that before masking, and before pairs are made of the documents of a row."""
+        """See `Task`. Text and place are those before masking, and before pairs were made."""
         spec = StreamSpec.from_recipe(self._recipe, "train")
         decode = load_encoder(self._recipe.tokenizer).decode
         return [
