@@ -15,7 +15,7 @@ from dstrain.predict.rankers import PairScorer, TextEmbedder
 from dstrain.recipe.schema import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
 from dstrain.tasks.batching import encoded, encoded_pairs, padded
 from dstrain.tasks.question_answering import QuestionAnswering
-from dstrain.tasks.sentences import best, joined, marked_texts, sentences_of
+from dstrain.tasks.sentences import best, joined, padded_sentences, sentence_scores, sentences_of, split_texts
 from dstrain.tasks.sequence_to_sequence import source_ids
 from dstrain.tasks.spans import NO_SPAN, best_spans, merged, span_rows
 from dstrain.tasks.tags import OUTSIDE, entities, pieces_of_spans, pieces_of_words
@@ -255,12 +255,14 @@ class SentencePicker:
         """
         data = self._data
         texts = [sentences_of(value) if isinstance(value, str) else value for (value,) in values]
-        rows = marked_texts(self._loaded.encoder, texts, self._loaded.length)
+        rows = split_texts(self._loaded.encoder, texts, self._loaded.length)
         chosen: list[list[int]] = []
         for start, outputs in self._loaded.batches([row.ids for row in rows], (), batch_rows):
-            logits = outputs.logits[..., 0].double().numpy()  # (rows, tokens)
-            part = zip(rows[start : start + len(logits)], logits, strict=True)
-            chosen += [best(own[row.marks], data.sentences) for row, own in part]
+            logits = outputs.logits[..., 0]  # (rows, tokens)
+            part = rows[start : start + len(logits)]
+            sentences = padded_sentences(part, logits.shape[1])
+            scores = sentence_scores(logits, sentences, max(row.count for row in part)).double().numpy()
+            chosen += [best(own[: row.count], data.sentences) for row, own in zip(part, scores, strict=True)]
         return [
             {data.target_field: joined([text[number] for number in numbers], data.language), "numbers": numbers}
             for text, numbers in zip(texts, chosen, strict=True)

@@ -439,7 +439,7 @@ class SentenceExtractionData(TextPairData):
 
     A source is a list of sentences, or a text that is split behind its full stops; a target is a summary or a list of
     them. Which sentences are best follows from these: the ones that share most words with a summary. `sequence_length`
-    is the most tokens of a text with two for each sentence; the sentences that do not fit are never chosen. `language`
+    is the most tokens of a text; the sentences that do not fit are never chosen. `language`
     is the texts' (ISO 639-1): zh, ja and th are compared by characters.
     """
 

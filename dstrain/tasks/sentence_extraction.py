@@ -1,9 +1,10 @@
 """Sentence extraction: the sentences of a text that sum it up (extractive summarisation), scored by ROUGE.
 
-    sentences ─► [CLS] sentence [SEP] [CLS] sentence [SEP] … ─► one score at each [CLS] ─► the best sentences
+    [CLS] sentence sentence … [SEP] ─► a number for each token ─► its mean over each sentence ─► the best sentences
 
-The model sees the whole text at once (Liu and Lapata 2019, "Text Summarization with Pretrained Encoders"). It learns by
-a softmax over a text's sentences, towards those that are most like its summary.
+The model sees the whole text at once, and as it saw texts in pretraining. It learns by a softmax over a text's
+sentences, towards those that are most like its summary. Means over tokens, where Liu and Lapata (2019) put a [CLS]
+before each sentence, give every token a gradient: it learns in a few hundred steps, whatever the seed.
 """
 
 from collections.abc import Sequence
@@ -12,44 +13,54 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from dstrain.model.encoder import build_model
 from dstrain.recipe.schema import SentenceExtractionRecipe
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
-from dstrain.tasks.sentences import best, joined, marked_texts, most_alike
+from dstrain.tasks.sentences import (
+    NO_SCORE,
+    SplitText,
+    best,
+    joined,
+    most_alike,
+    padded_sentences,
+    sentence_scores,
+    split_texts,
+)
 from dstrain.tasks.splits import SplitReader, Splits
+from dstrain.tasks.task import Inputs
 from dstrain.tasks.text_pairs import TextPair, read_text_pairs
 from dstrain.tasks.token_classification import TokenClassification
 from dstrain.tasks.writing_scores import Judge, rouge_scores, summary_baselines
 
-NO_SENTENCE = -1.0  # label of a token that stands for no sentence
+NO_SENTENCE = -1.0  # label behind the last sentence of a text
 
 
 @dataclass(frozen=True)
-class MarkedRow(Row):
-    """A text in sentences. `target`: for each of `marks`, the share of the loss that its sentence has, fp32."""
+class SplitRow(Row):
+    """A text in sentences. `target`: the share of the probability that each sentence ought to have, fp32."""
 
-    marks: NDArray[np.int64] | None = None
+    text: SplitText | None = None
 
 
 class SentenceFinder(Head):
-    """A Transformers token classifier of one label. `outputs` are its logits, fp32 (rows, tokens)."""
+    """A Transformers token classifier of one label. `outputs` are the scores of sentences, fp32 (rows, sentences)."""
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, labels: Tensor, sentences: Tensor, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the rows' losses, and number of rows whose best sentence is one of the right ones, fp32 scalars.
 
         Args:
-            labels: fp32 (rows, tokens): a sentence's share, at its mark, of the probability; `NO_SENTENCE` elsewhere.
+            labels: fp32 (rows, sentences): shares of the probability, `NO_SENTENCE` behind a text's last sentence.
+            sentences: int64 (rows, tokens), the number of the sentence that a token is of, -1 for none.
             inputs: `input_ids` and `attention_mask`, int64 (rows, tokens).
         """
-        logits = self.model(**inputs).logits[..., 0].float()  # (rows, tokens)
-        self.outputs = logits.detach()
-        among = logits.masked_fill(labels < 0, torch.finfo(torch.float32).min)
-        loss = -(labels * among.log_softmax(dim=-1).masked_fill(labels <= 0, 0.0)).sum()
-        chosen = labels.gather(1, among.detach().argmax(dim=-1, keepdim=True))
+        logits = self.model(**inputs).logits[..., 0]  # (rows, tokens)
+        scores = sentence_scores(logits, sentences, labels.shape[1]).masked_fill(labels < 0, NO_SCORE)
+        self.outputs = scores.detach()
+        loss = -(labels * scores.log_softmax(dim=-1).masked_fill(labels <= 0, 0.0)).sum()
+        chosen = labels.gather(1, self.outputs.argmax(dim=-1, keepdim=True))
         return loss, (chosen > 0).sum(dtype=torch.float32)
 
 
@@ -77,15 +88,13 @@ class SentenceExtraction(ExampleTask[TextPair]):
 
     def make_rows(self, split: str, examples: list[TextPair]) -> list[Row]:
         """See `ExampleTask`: one row an example. One whose summary shares no word with it has no loss."""
-        texts = marked_texts(
-            self.encoder, [example.sentences for example in examples], self._recipe.data.sequence_length
-        )
+        sentences = [example.sentences for example in examples]
         rows: list[Row] = []
-        for number, (example, text) in enumerate(zip(examples, texts, strict=True)):
-            target = np.zeros(len(text.marks), np.float32)
-            right = self._most_alike(example, len(text.marks))
+        for number, text in enumerate(split_texts(self.encoder, sentences, self._recipe.data.sequence_length)):
+            target = np.zeros(text.count, np.float32)
+            right = self._most_alike(examples[number], text.count)
             target[right] = 1 / max(len(right), 1)
-            rows.append(MarkedRow(text.ids, target, number, len(text.marks), int(len(right) > 0), marks=text.marks))
+            rows.append(SplitRow(text.ids, target, number, text.count, int(len(right) > 0), text=text))
         return rows
 
     def notes_on_rows(self) -> list[str]:
@@ -99,18 +108,24 @@ class SentenceExtraction(ExampleTask[TextPair]):
         }
         return [f"data.train: {count:,} of {len(train):,} texts {words}" for words, count in notes.items() if count]
 
+    def inputs(self, rows: Sequence[Row]) -> Inputs:
+        """See `ExampleTask`."""
+        inputs = super().inputs(rows)
+        texts = [row.text for row in rows if isinstance(row, SplitRow) and row.text is not None]
+        sentences = padded_sentences(texts, inputs["input_ids"].shape[1])
+        return inputs | {"sentences": sentences.to(self.runtime.device)}
+
     def labels_of(self, rows: Sequence[Row], width: int) -> Tensor:
-        """See `ExampleTask`: fp32 (rows, tokens)."""
-        labels = np.full((len(rows), width), NO_SENTENCE, np.float32)
+        """See `ExampleTask`: fp32 (rows, sentences)."""
+        labels = np.full((len(rows), max(len(row.target) for row in rows)), NO_SENTENCE, np.float32)
         for number, row in enumerate(rows):
-            assert isinstance(row, MarkedRow)
-            labels[number, row.marks] = row.target
+            labels[number, : len(row.target)] = row.target
         return torch.from_numpy(labels)
 
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
         """See `ExampleTask`: the score of each sentence that the model saw."""
-        logits = self.module.outputs.cpu().numpy().astype(np.float64)
-        return [logits[number, row.marks] for number, row in enumerate(rows) if isinstance(row, MarkedRow)]
+        scores = self.module.outputs.cpu().numpy().astype(np.float64)
+        return [own[: len(row.target)] for own, row in zip(scores, rows, strict=True)]
 
     def scores(self, split: str, answers: list[Answer]) -> dict[str, Any]:
         """See `ExampleTask`."""

@@ -8,12 +8,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dstrain.data.tokens import Encoder
 from dstrain.tasks.batching import Ids
 
 BY_CHARACTERS = ("zh", "ja", "th")  # languages whose words have no spaces between them
+NO_SCORE = -1e30  # of a sentence without tokens
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 _WORDS = re.compile(r"\w+")
 _CHARACTERS = re.compile(r"[a-z0-9]+|[^\W_]")  # a run of Latin letters or digits counts as one
@@ -35,32 +38,57 @@ def joined(sentences: Sequence[str], language: str) -> str:
 
 
 @dataclass(frozen=True)
-class MarkedText:
-    """[CLS] sentence [SEP] [CLS] sentence [SEP] …, as Liu and Lapata (2019) have it.
-
-    `marks` (sentences that fit,) are the places of the first token of each, which stands for the sentence.
-    """
+class SplitText:
+    """[CLS] sentence sentence … [SEP]. `sentences` (tokens,): the number of the sentence that a token is of, or -1."""
 
     ids: Ids
-    marks: NDArray[np.int64]
+    sentences: NDArray[np.int64]
+    count: int  # sentences that fit
 
 
-def marked_texts(encoder: Encoder, texts: Sequence[Sequence[str]], length: int) -> list[MarkedText]:
+def split_texts(encoder: Encoder, texts: Sequence[Sequence[str]], length: int) -> list[SplitText]:
     """Texts in sentences, at most `length` tokens of each: a first sentence loses its end, others do not take part."""
-    all_ids = encoder.tokenizer.encode_batch_fast([one for text in texts for one in text], add_special_tokens=False)
-    found, first = [], 0
+    parts = (f" {one}" if number else one for text in texts for number, one in enumerate(text))
+    all_ids = encoder.tokenizer.encode_batch_fast(list(parts), add_special_tokens=False)
+    found, first, room = [], 0, length - 2
     for text in texts:
         ids: list[int] = []
-        marks = []
+        sentences: list[int] = []
+        count = 0
         for encoding in all_ids[first : first + len(text)]:
-            sentence = [encoder.cls_id, *encoding.ids[: length - 2], encoder.sep_id]
-            if len(ids) + len(sentence) > length:
+            kept = encoding.ids[:room] if count == 0 else encoding.ids
+            if len(ids) + len(kept) > room:
                 break
-            marks.append(len(ids))
-            ids += sentence
-        found.append(MarkedText(np.array(ids, np.int32), np.array(marks, np.int64)))
+            ids += kept
+            sentences += [count] * len(kept)
+            count += 1
+        whole = np.array([encoder.cls_id, *ids, encoder.sep_id], np.int32)
+        found.append(SplitText(whole, np.array([-1, *sentences, -1], np.int64), count))
         first += len(text)
     return found
+
+
+def padded_sentences(texts: Sequence[SplitText], width: int) -> Tensor:
+    """`sentences` of texts that share a batch, int64 (texts, width), -1 behind their ends."""
+    batch = np.full((len(texts), width), -1, np.int64)
+    for number, text in enumerate(texts):
+        batch[number, : len(text.sentences)] = text.sentences
+    return torch.from_numpy(batch)
+
+
+def sentence_scores(logits: Tensor, sentences: Tensor, count: int) -> Tensor:
+    """Scores of sentences, fp32 (rows, count): the mean over their tokens; of one without tokens `NO_SCORE`.
+
+    Args:
+        logits: (rows, tokens).
+        sentences: int64 (rows, tokens), the number of the sentence that a token is of, -1 for none.
+        count: of sentences, more than any number.
+    """
+    places = sentences.masked_fill(sentences < 0, count)  # one more than is asked for
+    nothing = logits.new_zeros((len(logits), count + 1), dtype=torch.float32)
+    sums = nothing.scatter_add(1, places, logits.float())[:, :count]
+    tokens = nothing.scatter_add(1, places, torch.ones_like(logits, dtype=torch.float32))[:, :count]
+    return (sums / tokens.clamp(min=1)).masked_fill(tokens == 0, NO_SCORE)
 
 
 def most_alike(sentences: Sequence[str], summaries: Sequence[str], count: int, language: str) -> list[int]:

@@ -12,7 +12,16 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from dstrain.data.tokens import Encoder, load_encoder
 from dstrain.tasks.sentence_extraction import NO_SENTENCE, SentenceFinder
-from dstrain.tasks.sentences import best, joined, marked_texts, most_alike, sentences_of
+from dstrain.tasks.sentences import (
+    NO_SCORE,
+    best,
+    joined,
+    most_alike,
+    padded_sentences,
+    sentence_scores,
+    sentences_of,
+    split_texts,
+)
 
 WORDS = ["red", "green", "blue", "apple", "leaf", "sky", "of", "the"]
 sentence = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
@@ -42,25 +51,39 @@ def test_chinese_sentences_are_joined_without_spaces() -> None:
 
 
 @given(st.lists(sentence, min_size=1, max_size=6), st.integers(3, 30))
-def test_each_sentence_that_fits_begins_at_its_mark(encoder: Encoder, sentences: list[str], length: int) -> None:
-    (text,) = marked_texts(encoder, [sentences], length)
-    assert 0 < len(text.ids) <= length and 0 < len(text.marks) <= len(sentences)
-    assert (text.ids[text.marks] == encoder.cls_id).all() and (text.ids == encoder.cls_id).sum() == len(text.marks)
-    parts = np.split(text.ids, text.marks[1:])
-    for number, (part, one) in enumerate(zip(parts, sentences, strict=False)):
-        whole = encoder.tokenizer.encode(one, add_special_tokens=False).ids
-        assert part[1:-1].tolist() == (whole[: length - 2] if number == 0 else whole)
-        assert part[-1] == encoder.sep_id
-    if len(parts) < len(sentences):
-        following = encoder.tokenizer.encode(sentences[len(parts)], add_special_tokens=False).ids
-        assert len(text.ids) + len(following) + 2 > length, "it would have fitted"
+def test_a_text_is_read_as_one_and_each_token_knows_its_sentence(
+    encoder: Encoder, sentences: list[str], length: int
+) -> None:
+    (text,) = split_texts(encoder, [sentences], length)
+    assert 2 <= len(text.ids) == len(text.sentences) <= length and 0 < text.count <= len(sentences)
+    assert (text.ids[0], text.ids[-1]) == (encoder.cls_id, encoder.sep_id)
+    assert (text.sentences[[0, -1]] == -1).all() and (text.sentences[1:-1] >= 0).all()
+    wholes = [encoder.tokenizer.encode(one, add_special_tokens=False).ids for one in sentences]
+    for number in range(text.count):
+        part = text.ids[text.sentences == number].tolist()
+        assert part == (wholes[0][: length - 2] if number == 0 else wholes[number])
+    assert (np.diff(text.sentences[1:-1]) >= 0).all()
+    if text.count < len(sentences):
+        assert len(text.ids) + len(wholes[text.count]) > length, "it would have fitted"
 
 
 def test_texts_of_a_batch_do_not_mix(encoder: Encoder) -> None:
     texts = [["red apple", "blue sky"], ["the leaf"], ["sky of the apple", "green", "red"]]
-    together = marked_texts(encoder, texts, 40)
-    for text, alone in zip(together, (marked_texts(encoder, [one], 40)[0] for one in texts), strict=True):
-        assert text.ids.tolist() == alone.ids.tolist() and text.marks.tolist() == alone.marks.tolist()
+    together = split_texts(encoder, texts, 40)
+    for text, alone in zip(together, (split_texts(encoder, [one], 40)[0] for one in texts), strict=True):
+        assert text.ids.tolist() == alone.ids.tolist() and text.sentences.tolist() == alone.sentences.tolist()
+    batch = padded_sentences(together, 16)
+    assert [row[row >= 0].tolist() for row in batch] == [one.sentences[one.sentences >= 0].tolist() for one in together]
+
+
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), max_size=4), min_size=1, max_size=5), st.integers(0, 3))
+def test_the_score_of_a_sentence_is_the_mean_of_its_tokens(of_tokens: list[list[float]], padding: int) -> None:
+    numbers = [number for number, own in enumerate(of_tokens) for _ in own]
+    logits = torch.tensor([[9.0, *(value for own in of_tokens for value in own), 9.0, *[9.0] * padding]])
+    sentences = torch.tensor([[-1, *numbers, -1, *[-1] * padding]])
+    (scores,) = sentence_scores(logits, sentences, len(of_tokens))
+    expected = [np.mean(own) if own else NO_SCORE for own in of_tokens]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
 
 def likeness(text: str, summaries: list[str]) -> float:
@@ -106,13 +129,12 @@ def test_the_loss_is_a_softmax_over_the_sentences_of_a_text(encoder: Encoder) ->
     finder = SentenceFinder(BertForTokenClassification(BertConfig(vocab_size=128, num_labels=1, **sizes))).eval()
     ids = torch.randint(5, 128, (3, 9))
     mask = torch.ones_like(ids)
-    labels = torch.full((3, 9), NO_SENTENCE)
-    labels[0, [0, 4, 7]] = torch.tensor([0.0, 0.5, 0.5])
-    labels[1, [0, 3]] = torch.tensor([1.0, 0.0])
-    labels[2, [0, 5]] = 0.0  # nothing is right
-    loss, right = finder(input_ids=ids, attention_mask=mask, labels=labels)
+    sentences = torch.tensor([[-1, 0, 0, 1, 2, 2, 2, 2, -1], [-1, 0, 1, 1, 1, -1, -1, -1, -1], [-1, *[0] * 7, -1]])
+    labels = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, NO_SENTENCE], [0.0, NO_SENTENCE, NO_SENTENCE]])
+    loss, right = finder(input_ids=ids, attention_mask=mask, labels=labels, sentences=sentences)
     logits = finder.model(input_ids=ids, attention_mask=mask).logits[..., 0]
-    first, second = logits[0, [0, 4, 7]].log_softmax(0), logits[1, [0, 3]].log_softmax(0)
+    first = torch.stack([logits[0, 1:3].mean(), logits[0, 3], logits[0, 4:8].mean()]).log_softmax(0)
+    second = torch.stack([logits[1, 1], logits[1, 2:5].mean()]).log_softmax(0)
     assert loss.item() == pytest.approx(-(first[1] / 2 + first[2] / 2 + second[0]).item(), rel=1e-5)
     assert right.item() == int(first.argmax() > 0) + int(second.argmax() == 0)
     loss.backward()
