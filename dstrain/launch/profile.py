@@ -14,8 +14,8 @@ from pydantic import Field, StringConstraints, ValidationError
 from dstrain.errors import UserError
 from dstrain.launch.command import is_secret_name
 from dstrain.launch.node_script import LOST_AFTER_SECONDS
+from dstrain.recipe.fields import PositiveInt, Section
 from dstrain.recipe.messages import given, unknown_key, wrong_value
-from dstrain.recipe.schema import PositiveInt, Section
 from dstrain.recipe.source import Node, Place, Problem, parse_yaml
 
 Text = Annotated[str, StringConstraints(min_length=1)]

@@ -15,7 +15,7 @@ from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
 from dstrain.model.shape import dropout_keys
 from dstrain.plan.attention import initial_attention
-from dstrain.recipe.schema import Model
+from dstrain.recipe.model import Model
 
 # Special ids of the tokenizer that the model's config has to know: pad, and for RoBERTa the shift of its positions.
 SpecialIds = dict[str, int]

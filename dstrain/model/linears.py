@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from dstrain.recipe.schema import Lora
+from dstrain.recipe.model import Lora
 
 Linears = dict[str, tuple[str, str, int]]  # by name within the layer: from which size of a shape to which, times that
 T5_INNER = {"wi": False, "wi_0": True, "wi_1": True}  # whether it is of a gated MLP

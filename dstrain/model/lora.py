@@ -17,7 +17,7 @@ from dstrain.data.counter_rng import stream_key
 from dstrain.errors import UserError
 from dstrain.model.depth import depth_of_parameters, head_depth, within_layer
 from dstrain.model.linears import is_target, lora_targets
-from dstrain.recipe.schema import Lora
+from dstrain.recipe.model import Lora
 
 ADAPTER = "default"  # as peft calls the only one
 

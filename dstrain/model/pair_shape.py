@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dstrain.recipe.schema import BartConfig, BertConfig, MarianConfig, RobertaConfig, Section, T5Config
+from dstrain.recipe.fields import Section
+from dstrain.recipe.model import BartConfig, BertConfig, MarianConfig, RobertaConfig, T5Config
 
 PAIRS = ("t5", "bart", "marian", "encoder-decoder")
 _CONFIGS: dict[str, type[Section]] = {

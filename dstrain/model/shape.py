@@ -9,7 +9,7 @@ from typing import Any
 from dstrain.errors import RecipeError
 from dstrain.model.linears import STACK_LINEARS, T5_INNER, is_target, lora_targets
 from dstrain.model.pair_shape import PAIRS, PairShape, frozen_beside_adapters, pair_parameters, pair_shape
-from dstrain.recipe.schema import (
+from dstrain.recipe.model import (
     BertConfig,
     EncoderDecoderModel,
     Lora,

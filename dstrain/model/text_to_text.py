@@ -23,8 +23,9 @@ from dstrain.model.lora import add_adapters
 from dstrain.model.shape import dropout_keys
 from dstrain.plan.attention import initial_attention
 from dstrain.recipe.files import ENCODER_DECODER, origins
-from dstrain.recipe.schema import Decoding, TextToTextModel
-from dstrain.recipe.schema import EncoderDecoderModel as EncoderDecoderSection
+from dstrain.recipe.model import EncoderDecoderModel as EncoderDecoderSection
+from dstrain.recipe.model import TextToTextModel
+from dstrain.recipe.schema import Decoding
 
 
 def build_text_to_text(model: TextToTextModel, seed: int, encoder: Encoder) -> PreTrainedModel:

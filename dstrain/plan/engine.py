@@ -3,7 +3,8 @@
 from typing import Any
 
 from dstrain.plan.batch import batch_plan
-from dstrain.recipe.schema import Recipe, Zero
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.training import Zero
 
 BUCKET_ELEMENTS = 50_000_000  # gradients reduced, or weights gathered, in one collective
 LIVE_ELEMENTS = 100_000_000  # stage 3: weights gathered at any one time

@@ -1,7 +1,7 @@
 """How many outputs a recipe's head has, as far as the recipe alone tells."""
 
+from dstrain.recipe.data import SCHEME_PREFIXES
 from dstrain.recipe.schema import (
-    SCHEME_PREFIXES,
     ClassificationRecipe,
     QuestionAnsweringRecipe,
     RankingRecipe,

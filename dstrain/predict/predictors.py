@@ -12,7 +12,7 @@ from torch import Tensor
 from dstrain.errors import UserError
 from dstrain.predict.loaded import GRAPH, TEXT_TO_TEXT, Loaded, data_keys, load
 from dstrain.predict.rankers import PairScorer, TextEmbedder
-from dstrain.recipe.schema import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
+from dstrain.recipe.data import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
 from dstrain.tasks.batching import encoded, encoded_pairs, padded
 from dstrain.tasks.question_answering import QuestionAnswering
 from dstrain.tasks.sentences import best, joined, padded_sentences, sentence_scores, sentences_of, split_texts

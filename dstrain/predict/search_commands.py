@@ -9,8 +9,9 @@ from dstrain.errors import EXIT_DONE, UserError
 from dstrain.predict.command import predict_file
 from dstrain.predict.loaded import transformers_folder
 from dstrain.predict.search import Index, Searcher, embedder_of
+from dstrain.recipe.data import RetrievalData
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import RankingRecipe, RetrievalData, RetrievalRecipe
+from dstrain.recipe.schema import RankingRecipe, RetrievalRecipe
 from dstrain.tasks.queries import Query, read_queries, read_texts
 
 CANDIDATES = "candidates"

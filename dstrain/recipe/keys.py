@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from dstrain.recipe.fields import Section
 from dstrain.recipe.schema import (
     ClassificationRecipe,
     CommonRecipe,
@@ -12,7 +13,6 @@ from dstrain.recipe.schema import (
     QuestionAnsweringRecipe,
     RankingRecipe,
     RetrievalRecipe,
-    Section,
     SentenceExtractionRecipe,
     SequenceToSequenceRecipe,
     TokenClassificationRecipe,

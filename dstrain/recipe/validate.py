@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dstrain.recipe.fields import Section
 from dstrain.recipe.files import PATH_KEYS, absolute, file_problems
 from dstrain.recipe.keys import (
     RECIPES,
@@ -22,7 +23,7 @@ from dstrain.recipe.keys import (
 )
 from dstrain.recipe.messages import given, nearest, one_of, unknown_key, wrong_value
 from dstrain.recipe.rules import broken_rules
-from dstrain.recipe.schema import CommonRecipe, Recipe, Section
+from dstrain.recipe.schema import CommonRecipe, Recipe
 from dstrain.recipe.source import Node, Place, Problem
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import ClassificationData
+from dstrain.recipe.data import ClassificationData
 from dstrain.tasks.records import Record
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, meant, shown, text_problem
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import RetrievalData
+from dstrain.recipe.data import RetrievalData
 from dstrain.tasks.records import Reading, Record, half_character, records_of
 from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, refuse, shown, text_problem
 

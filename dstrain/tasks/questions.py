@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dstrain.recipe.schema import QuestionAnsweringData
+from dstrain.recipe.data import QuestionAnsweringData
 from dstrain.tasks.records import Record
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, shown, text_problem
 

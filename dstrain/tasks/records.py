@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import FILE_FORMATS
+from dstrain.recipe.data import FILE_FORMATS
 
 DATASETS = "datasets://"
 PARALLEL = re.compile(r"([^{}]*)\{([^{},]+(?:,[^{},]+)+)\}([^{}]*)")  # train.{en,de}.gz

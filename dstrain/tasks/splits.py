@@ -14,8 +14,8 @@ import numpy as np
 
 from dstrain.data.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
+from dstrain.recipe.data import ExampleData
 from dstrain.recipe.messages import nearest
-from dstrain.recipe.schema import ExampleData
 from dstrain.tasks.records import Reading, Record, half_character, records_of
 
 MISTAKES_SHOWN = 20

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.schema import EarlyStopping, Plateau
+from dstrain.recipe.training import EarlyStopping, Plateau
 
 Best = dict[str, Any]  # {"step", "value", "since"}, as in a checkpoint's manifest
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from dstrain.errors import RecipeError
 from dstrain.model.depth import depth_of_parameters, head_depth
-from dstrain.recipe.schema import Optimizer, Recipe, Schedule
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.training import Optimizer, Schedule
 
 
 def parameter_groups(

@@ -31,16 +31,8 @@ from dstrain.checkpoint.load import Pieces
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, checkpoint_folder, committed
 from dstrain.cli import main
 from dstrain.errors import CheckpointError
-from dstrain.recipe.schema import (
-    BertConfig,
-    BertModel,
-    ClassificationRecipe,
-    ModernBertConfig,
-    ModernBertModel,
-    Recipe,
-    RobertaConfig,
-    RobertaModel,
-)
+from dstrain.recipe.model import BertConfig, BertModel, ModernBertConfig, ModernBertModel, RobertaConfig, RobertaModel
+from dstrain.recipe.schema import ClassificationRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.train.state import model_config
 

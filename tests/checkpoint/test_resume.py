@@ -17,7 +17,8 @@ from dstrain.checkpoint.load import choose
 from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, _written, committed, step_of
 from dstrain.checkpoint.verify import verify
 from dstrain.errors import CheckpointError
-from dstrain.recipe.schema import BertConfig, BertModel, Recipe
+from dstrain.recipe.model import BertConfig, BertModel
+from dstrain.recipe.schema import Recipe
 
 pytestmark = pytest.mark.ranks
 

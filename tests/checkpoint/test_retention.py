@@ -11,8 +11,9 @@ from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder, committed, 
 from dstrain.checkpoint.retention import Candidate, Retention, prune, reasons_to_keep
 from dstrain.cli import main
 from dstrain.plan import kept_checkpoints
-from dstrain.recipe.schema import KeepBest, Recipe
+from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.recipe.training import KeepBest
 
 LOSSES = {10: 3.0, 20: 1.0, 30: 1.0, 40: 2.0, 50: 2.5}
 CANDIDATES = [Candidate(step, {"valid_loss": loss, "valid_f1": -loss}) for step, loss in sorted(LOSSES.items())[::-1]]

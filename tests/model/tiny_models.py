@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dstrain.model.encoder import build_model
-from dstrain.recipe.schema import (
+from dstrain.recipe.model import (
     BertConfig,
     BertModel,
     Model,

@@ -15,7 +15,7 @@ from word_classifier import sentence, write_classifier
 from dstrain.errors import UserError
 from dstrain.predict.command import predict_command
 from dstrain.predict.threshold import chosen_threshold, scope_scores, threshold_command
-from dstrain.recipe.schema import ClassificationData
+from dstrain.recipe.data import ClassificationData
 from dstrain.tasks.examples import read_examples, reader_of
 
 

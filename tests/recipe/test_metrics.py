@@ -4,7 +4,7 @@ from typing import get_args
 
 from dstrain.recipe.keys import RECIPES
 from dstrain.recipe.metrics import MEASURED, not_measured
-from dstrain.recipe.schema import EarlyStopping, KeepBest
+from dstrain.recipe.training import EarlyStopping, KeepBest
 
 
 def test_every_task_has_its_metrics() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dstrain.errors import CorpusError
 from dstrain.predict.items import read_items
-from dstrain.recipe.schema import (
+from dstrain.recipe.data import (
     ClassificationData,
     QuestionAnsweringData,
     RetrievalData,

@@ -10,7 +10,7 @@ from labelled import write_examples
 
 from dstrain.data.tokens import load_encoder
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import QuestionAnsweringData
+from dstrain.recipe.data import QuestionAnsweringData
 from dstrain.tasks.answer_scores import Judged, answer_scores, exact, f1
 from dstrain.tasks.questions import read_questions
 from dstrain.tasks.spans import best_spans, merged, span_rows

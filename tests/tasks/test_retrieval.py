@@ -17,9 +17,9 @@ from dstrain.errors import CorpusError
 from dstrain.plan.text import make_plan
 from dstrain.predict.predictors import load_predictor
 from dstrain.predict.search import Index
+from dstrain.recipe.data import RetrievalData
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
-from dstrain.recipe.schema import RetrievalData
 from dstrain.report.page import read_predictions
 from dstrain.tasks.calibration import calibration
 from dstrain.tasks.queries import read_queries

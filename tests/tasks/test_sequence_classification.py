@@ -251,7 +251,7 @@ def test_a_head_for_other_labels_is_refused_and_its_order_kept(tmp_path: Path) -
 
     from dstrain.errors import UserError
     from dstrain.model.encoder import labels_of_head
-    from dstrain.recipe.schema import BertModel
+    from dstrain.recipe.model import BertModel
 
     model = BertModel(architecture="bert", pretrained=str(tmp_path))
     config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "yes", "1": "no"}}

@@ -10,7 +10,7 @@ from labelled import write_examples
 
 from dstrain.data.tokens import load_encoder
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import TokenClassificationData
+from dstrain.recipe.data import TokenClassificationData
 from dstrain.tasks.tags import entities, pieces_of_spans, pieces_of_words, read_sentences, shown_tags, tag_scores
 from dstrain.tasks.windows import windows
 

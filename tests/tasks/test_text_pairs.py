@@ -10,7 +10,7 @@ from labelled import write_examples
 
 from dstrain.data.tokens import load_encoder
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import SequenceToSequenceData
+from dstrain.recipe.data import SequenceToSequenceData
 from dstrain.tasks.batching import encoded
 from dstrain.tasks.text_pairs import TextPair, read_text_pairs, written
 

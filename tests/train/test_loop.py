@@ -15,7 +15,8 @@ from ranks import RankError, run_ranks
 from training import Poison, RecipeMaker, poisoned, training
 
 from dstrain.checkpoint.manifest import Manifest, checkpoint_folder
-from dstrain.recipe.schema import KeepBest, Recipe
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.training import KeepBest
 from dstrain.tasks.task import StepBatch, Task
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.schema import Optimizer, Recipe, Schedule
+from dstrain.recipe.schema import Recipe
+from dstrain.recipe.training import Optimizer, Schedule
 from dstrain.train.optim import build_optimizer, freeze, learning_rate, parameter_groups, warmup_steps
 
 PEAK = 3e-4

@@ -11,7 +11,7 @@ from dstrain.checkpoint.manifest import Manifest
 from dstrain.cli import main
 from dstrain.errors import RecipeError
 from dstrain.proof.replay import Replay, replay
-from dstrain.recipe.schema import Plateau
+from dstrain.recipe.training import Plateau
 from dstrain.train.best import Best, plateaued
 
 sys.path.append(str(Path(__file__).parents[1] / "tasks"))
