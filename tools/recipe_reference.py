@@ -15,8 +15,9 @@ from dstrain.recipe.sweep import SearchedKey, Sweep
 HEAD = """\
 # Recipe keys
 
-Generated from the sections in `dstrain/recipe` by `make schema`; do not edit. Rules between keys are checked and explained by
-`dstrain recipe show RECIPE`. `base: OTHER.yaml` inherits from one other recipe; `key=value` on the command line wins.
+Generated from the sections in `dstrain/recipe` by `make schema`; do not edit. Rules between keys are checked and
+explained by `dstrain recipe show RECIPE`. `base: OTHER.yaml` inherits from one other recipe; `key=value` on the command
+line wins.
 """
 
 
