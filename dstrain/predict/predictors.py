@@ -26,7 +26,7 @@ class Predictor(Protocol):
     """What `dstrain predict` and its like need of a model."""
 
     fields: tuple[str, ...]  # what it takes, as records name it
-    tokens_field: str | None  # a list of tokens that may stand in for its only field
+    tokens_field: str | None  # a list of tokens or sentences that may stand in for its only field
 
     def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
         """One JSON object for each item, in order.
@@ -270,21 +270,21 @@ class SentencePicker:
 
 
 class TextWriter:
-    """A translation or a summary of a text."""
-
-    tokens_field: str | None = None
+    """A translation or a summary of a text, or of a list of sentences."""
 
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: a model that writes text; how it searches is in the folder's generation_config.json."""
         self._loaded, self._prefix = loaded, str(loaded.data.get("source_prefix", ""))
         self.fields: tuple[str, ...] = (loaded.data.get("source_field", "text"),)
+        self.tokens_field: str | None = self.fields[0]
         self._field = str(loaded.data.get("target_field", "written"))
 
     @torch.inference_mode()
     def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
         """See `Predictor`: the text, under the name of training's targets. Texts of like length share a batch."""
         loaded = self._loaded
-        rows = source_ids(loaded.encoder, [text for (text,) in values], self._prefix, loaded.length)
+        sources = [value if isinstance(value, str) else " ".join(value) for (value,) in values]
+        rows = source_ids(loaded.encoder, sources, self._prefix, loaded.length)
         by_length = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
         texts = [""] * len(rows)
         for start in range(0, len(rows), batch_rows):

@@ -119,6 +119,11 @@ def test_a_model_is_planned_resumed_and_exported_exactly(
         assert [line["en"] for line in said] == source.read_text().splitlines()
         judged = (folder / f"{name}-whole" / "predictions-valid.jsonl").read_text().splitlines()
         assert [line["de"] for line in said] == [json.loads(line)["predicted"] for line in judged]
+    in_parts = folder / "parts.jsonl"
+    in_parts.write_text("".join(json.dumps({"en": line["en"].split()}) + "\n" for line in said))
+    assert main(["predict", str(folder / f"{name}-whole"), str(in_parts)]) == 0
+    parts_said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["de"] for line in parts_said] == [line["de"] for line in said], "a source may be a list of sentences"
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     export = folder / f"{name}-whole" / "export"
