@@ -146,6 +146,7 @@ class MaskedLm(Task):
             targets=int((rows.labels >= 0).sum()),
             digest=rows.digest.copy(),
             cursors=rows.cursors.copy(),
+            pairs=int((rows.pairs[:, :, 3] >= 0).sum()),
             bad_samples=rows.bad_samples,
             bad_sample_reports=rows.bad_sample_reports,
             seconds_waited=seconds_waited,

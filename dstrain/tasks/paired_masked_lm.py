@@ -43,9 +43,8 @@ class PairedMaskedLm(MaskedLm):
 
     def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:
         """See `Task`: what a pair counts, so that the loss, divided by the masked tokens, is the sum of two means."""
-        own_targets = sum(batch.targets for batch in batches)
-        own_pairs = sum((inputs["pair_labels"] >= 0).sum() for batch in batches for inputs in batch.micro_batches)
-        targets, pairs = self.runtime.all_reduce_sum([own_targets, int(own_pairs)])
+        own = [sum(batch.targets for batch in batches), sum(batch.pairs for batch in batches)]
+        targets, pairs = self.runtime.all_reduce_sum(own)
         weight = torch.tensor(targets / max(pairs, 1), dtype=torch.float32, device=self.runtime.device)
         return [
             replace(batch, micro_batches=[inputs | {"pair_weight": weight} for inputs in batch.micro_batches])

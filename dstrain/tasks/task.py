@@ -28,8 +28,9 @@ Inputs = dict[str, Tensor]
 class StepBatch:
     """One rank's share of one global step.
 
-    `targets` counts what the loss sums over on this rank; `digest` is two int64 whose sums over ranks, modulo 2**64,
-    identify the global batch; `cursors` (lanes of this rank, 3) say where each lane stands after this step.
+    `targets` counts what the loss sums over on this rank, `pairs` what a second loss beside it does; `digest` is two
+    int64 whose sums over ranks, modulo 2**64, identify the global batch; `cursors` (lanes of this rank, 3) say where
+    each lane stands after this step.
     """
 
     data_step: int
@@ -38,6 +39,7 @@ class StepBatch:
     targets: int
     digest: NDArray[np.int64]  # (2,)
     cursors: NDArray[np.int64]
+    pairs: int = 0
     bad_samples: int = 0
     bad_sample_reports: tuple[str, ...] = ()
     seconds_waited: float = 0.0
