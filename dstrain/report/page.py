@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.errors import UserError
+from dstrain.recipe.metrics import MEASURED
 from dstrain.report import figures
 from dstrain.report.intervals import Judged, intervals, worst
 from dstrain.report.runs import RunSummary, differ_by_chance_alone, read_metrics, spreads, summarize_run
@@ -126,9 +127,9 @@ def _curves(run_dirs: Sequence[Path], names: Sequence[str]) -> list[Picture]:
         return []
     wanted = [(name, title, [each.training for each in logged]) for name, title in CURVES]
     evaluations = [each.evaluations for each in logged]
-    scores = {key for entries in evaluations for entry in entries for key, value in entry.items() if _is_number(value)}
-    for key in sorted(key for key in scores if key.startswith("valid_")):
-        wanted.append((key, f"held-out {key.removeprefix('valid_').replace('_', ' ')}", evaluations))
+    # Of what is measured of the model: that which it is compared with never changes.
+    for name in dict.fromkeys(name for names_of in MEASURED.values() for name in ("loss", *names_of)):
+        wanted.append((f"valid_{name}", f"held-out {name.replace('_', ' ')}", evaluations))
     pictures = []
     for key, title, entries_of in wanted:
         by_run = {
