@@ -222,7 +222,7 @@ def _baselines(words: str, report: dict[str, Any]) -> Section:
     lines = {"the model": report, **report["baselines"]}
     rows = [(name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in lines.items()]
     note = "; ".join(f"{name}: {signature}" for name, signature in report.get("signature", {}).items())
-    return Section(f"Beside trivial answers, {words}", note, ("", *metrics), rows)
+    return Section(f"For comparison, {words}", note, ("", *metrics), rows)
 
 
 def _speed(runs: Sequence[RunSummary]) -> list[tuple[str, ...]]:

@@ -154,7 +154,7 @@ def test_what_a_task_does_not_have_is_left_out(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     right = judged_ranking(["a"], {"a": 1.0})
     markdown, html = written(folder, [right, right])
-    parts = ["Scores, held out", "Beside trivial answers, held out"]
+    parts = ["Scores, held out", "For comparison, held out"]
     assert [title for title in titles(markdown) if "held out" in title] == parts
     assert "| the model | 0.3000 |\n| popularity | 0.1000 |" in markdown
     assert "| ndcg 10 | 1.0000 \\[1.0000, 1.0000\\] |" in markdown
