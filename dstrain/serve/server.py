@@ -53,10 +53,14 @@ def serve_command(args: Namespace) -> int:
             stopping=lambda: server.should_exit,
         )
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+
+        def stop(*_: object) -> None:
+            server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):  # until uvicorn listens to them; and it raises them once more
+            signal.signal(number, stop)
         host, port = listening.getsockname()[:2]
         print(f"serving {folder} on http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)", flush=True)
-        for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully, and then raises them once more
-            signal.signal(number, lambda *_: None)
         server.run(sockets=[listening])
     return EXIT_DONE
 

@@ -67,6 +67,21 @@ def test_a_signal_lets_what_is_in_flight_be_answered_and_exits_0(
             assert mine["probability"] == pytest.approx(other["probability"], abs=tolerance)
 
 
+def test_a_signal_is_heard_as_soon_as_the_address_is_said(classifier: Path) -> None:
+    """Between that line and the first request there is a moment in which nobody listened to signals."""
+    command = [sys.executable, "-m", "dstrain", "serve", str(classifier), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert "serving" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=30)[1]
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()
+        process.wait()
+
+
 def token_file(folder: Path, text: str, mode: int = 0o600) -> str:
     path = folder / "token"
     path.write_text(text)

@@ -12,6 +12,7 @@ One text a request, in all rows:
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--queue-rows", type=int, default=256)
     args = parser.parse_args()
     texts = args.texts.read_text().splitlines() if args.texts else made_up_texts()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk, the load generator, is missing; install Debian's package of that name")
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or random_classifier(Path(folder) / "model", texts)
         direct = calls_per_second(model, texts, args.seconds, args.precision)
