@@ -20,7 +20,13 @@ from dstrain.recipe.load import load_recipe
 pytestmark = pytest.mark.ranks
 
 LORA = ["model.lora={rank: 2, alpha: 3.0, dropout: 0.1}", "optimizer.weight_decay=0.1"]
-SPLITS = {"answers": (1, 2, 1), "pairs": (1, 2, 1), "sets": (1, 0, 0), "tags": (2, 3, 3)}  # ranks; ZeRO: half, whole
+SPLITS = {  # ranks; ZeRO stages of the half and of the whole
+    "answers": (1, 2, 1),
+    "pairs": (1, 2, 1),
+    "sentences": (2, 1, 2),
+    "sets": (1, 0, 0),
+    "tags": (2, 3, 3),
+}
 
 
 @pytest.fixture(scope="module")
