@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -277,24 +278,13 @@ def test_flops_and_activations_of_pairs(architecture: str, config: dict[str, Any
     rows, source, target = 4, recipe.data.sequence_length, recipe.data.target_length
     writer = Writer(built_pair(recipe.model).train(), 0.0)
     ids, labels = torch.randint(5, 100, (rows, source)), torch.randint(5, 100, (rows, target))
-    kept: dict[int, torch.Tensor] = {}
-    parameters = {tensor.untyped_storage().data_ptr() for tensor in writer.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in parameters:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
+    with FlopCounterMode(display=False) as counter, kept_of(writer) as kept:
         writer(labels=labels, input_ids=ids, attention_mask=torch.ones_like(ids))
     flops, shape = step_flops(recipe, model_shape(recipe.model)), model_shape(recipe.model)
     pooler = 2 * rows * shape.hidden_size**2 if architecture == "encoder-decoder" else 0
     assert flops.forward * rows * (source + target) == pytest.approx(counter.get_total_flops() - pooler, rel=1e-9)
     stated = activation_bytes(recipe, shape, checkpointing=False, on_cpu=True) - rows * target * 500 * 8
-    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    found = kept_sum(kept)
     assert stated == pytest.approx(found, rel=0.25)
     again = activation_bytes(recipe, shape, checkpointing=True, on_cpu=True)
     assert rows * target * 500 * 8 < again < stated + rows * target * 500 * 8
@@ -362,24 +352,14 @@ def test_pairs_are_planned_exactly() -> None:
     named = dict(zip(("input_ids", "position_ids", "masked_positions", "labels"), batch, strict=True))
     starts = torch.zeros(2, pairs_per_row(recipe), dtype=torch.int64)
     types, labels, weight = torch.zeros_like(batch[0]), torch.ones_like(starts), torch.ones(())
-    kept, parameters = {}, {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in parameters:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with (
-        FlopCounterMode(display=False) as counter,
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
+    with FlopCounterMode(display=False) as counter, kept_of(module) as kept:
         module(**named, token_type_ids=types, pair_starts=starts, pair_labels=labels, pair_weight=weight)
     shape = model_shape(recipe.model)
     assert step_flops(recipe, shape).forward * batch[0].numel() == pytest.approx(counter.get_total_flops(), rel=1e-12)
     counts = parameters_of(recipe.model, shape, recipe.objective)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in module.parameters())
     stated = activation_bytes(recipe, shape, checkpointing=False, on_cpu=True) - not_kept_bytes(recipe, shape)
-    assert stated == pytest.approx(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), rel=0.03)
+    assert stated == pytest.approx(kept_sum(kept), rel=0.03)
 
 
 @pytest.mark.parametrize("keys", [{"lora": {"rank": 4}}, {"frozen_layers": 2}])
@@ -416,8 +396,16 @@ def kept_bytes(recipe: MaskedLmRecipe) -> int:
     module, batch = run(recipe)
     if recipe.model.activation_checkpointing:
         module.model.gradient_checkpointing_enable({"use_reentrant": False})
-    parameters = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+    with kept_of(module) as kept:
+        module(*batch)
+    return kept_sum(kept)
+
+
+@contextmanager
+def kept_of(module: torch.nn.Module) -> Iterator[dict[int, torch.Tensor]]:
+    """The tensors that autograd keeps of what is run within, one for each storage, parameters aside."""
     kept: dict[int, torch.Tensor] = {}
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in parameters:
@@ -425,7 +413,11 @@ def kept_bytes(recipe: MaskedLmRecipe) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(*batch)
+        yield kept
+
+
+def kept_sum(kept: dict[int, torch.Tensor]) -> int:
+    """Bytes of their storages."""
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dstrain.checkpoint.fragments import resident_fragments
+from dstrain.data.rows import StepRows
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import StepBatch, Task
 from dstrain.train.main import build_task, prepare
@@ -118,3 +119,11 @@ def model_weights(runtime: Runtime, task: Task) -> dict[str, NDArray[np.float32]
 
 
 RecipeMaker = Callable[..., Recipe]
+
+
+def dense_labels(rows: StepRows) -> NDArray[np.int32]:
+    """The labels of masked tokens where they stand, (rows, tokens), -100 elsewhere: as Transformers takes them."""
+    labels = np.full_like(rows.input_ids, -100)
+    row, slot = np.nonzero(rows.labels >= 0)
+    labels[row, rows.masked_positions[row, slot]] = rows.labels[row, slot]
+    return labels

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ranks import run_ranks
 from test_heads import live
 from torch import nn
-from training import Pieces, relative_difference, state_pieces, train_batch, training, whole
+from training import Pieces, dense_labels, relative_difference, state_pieces, train_batch, training, whole
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -65,9 +65,7 @@ def reference(recipe: Recipe) -> tuple[dict[str, NDArray[np.float32]], float]:
     assert isinstance(recipe, MaskedLmRecipe)
     with RowStream(StreamSpec.from_recipe(recipe, "train"), 0, 1) as stream:
         rows = next(stream)
-        labels = np.full_like(rows.input_ids, -100)
-        row, slot = np.nonzero(rows.labels >= 0)
-        labels[row, rows.masked_positions[row, slot]] = rows.labels[row, slot]
+        labels = dense_labels(rows)
         arrays = (rows.input_ids, rows.position_ids, token_types(rows.pairs, 64), labels)
         input_ids, position_ids, types, labels = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
         pairs = [(number, *pair) for number, own in enumerate(rows.pairs.tolist()) for pair in own if pair[3] >= 0]

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from ranks import run_ranks
 from torch import nn
-from training import Pieces, RecipeMaker, relative_difference, state_pieces, train_batch, training, whole
+from training import Pieces, RecipeMaker, dense_labels, relative_difference, state_pieces, train_batch, training, whole
 
 from dstrain.data.producer import StreamSpec
 from dstrain.data.stream import RowStream
@@ -44,9 +44,7 @@ def reference(recipe: Recipe) -> tuple[dict[str, NDArray[np.float32]], float]:
     assert isinstance(recipe, MaskedLmRecipe)
     with RowStream(StreamSpec.from_recipe(recipe, "train"), 0, 1) as stream:
         rows = next(stream)
-        labels = np.full_like(rows.input_ids, -100)
-        row, slot = np.nonzero(rows.labels >= 0)
-        labels[row, rows.masked_positions[row, slot]] = rows.labels[row, slot]
+        labels = dense_labels(rows)
         input_ids, position_ids = (torch.from_numpy(a.astype(np.int64)) for a in (rows.input_ids, rows.position_ids))
     targets_of_rows = (labels >= 0).sum(axis=1)
     assert len(set(targets_of_rows.tolist())) > 2, "rows of equal weight would not show a wrong normalisation"
