@@ -85,6 +85,8 @@ def load(folder: Path) -> Loaded:
         UserError: there is none in it, or one without a head that predicts (its predictions would be random).
     """
     remedy = "give a folder that `dstrain ckpt export` wrote from a fine-tuning run"
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; {remedy}")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} has no config.json, so it is no Transformers folder; {remedy}")
     transformers_logging.disable_progress_bar()

@@ -185,3 +185,8 @@ def test_a_model_of_two_texts_takes_objects_with_both() -> None:
     assert second.problem == "has no field 'context'; add it"
     with pytest.raises(UserError, match="takes question and context; write one JSON object a line with both"):
         read_items(io.BytesIO(b"plain\n"), "standard input", ["question", "context"])
+
+
+def test_a_model_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing does not exist; give a folder that"):
+        load_predictor(tmp_path / "nothing")
