@@ -7,13 +7,18 @@ command then names all of them at the end and exits with 2.
 """
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
+
+from rich.console import Console
+from rich.progress import Progress
 
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.predict.items import Item, read_items
@@ -21,12 +26,22 @@ from dstrain.predict.loaded import transformers_folder
 from dstrain.predict.predictors import Predictor, load_predictor
 
 STANDARD_INPUT = "-"
+BATCHES_AT_ONCE = 8  # of a file; standard input may be slow, and each batch of it is answered when it is there
 MISTAKES_SHOWN = 20
 
 
-def predict_items(predictor: Predictor, items: Iterator[Item], batch_rows: int) -> Iterator[dict[str, Any]]:
-    """One JSON object for each item, in order: its `id` if it has one, what was given, and what the model says."""
-    while batch := list(islice(items, batch_rows)):
+def predict_items(
+    predictor: Predictor, items: Iterator[Item], batch_rows: int, batches_at_once: int = 1
+) -> Iterator[dict[str, Any]]:
+    """One JSON object for each item, in order: its `id` if it has one, what was given, and what the model says.
+
+    Args:
+        predictor: the model.
+        items: what to apply it to; so many batches of them are read before the first is answered.
+        batch_rows: most rows that share a batch.
+        batches_at_once: those within which texts of like length share a batch.
+    """
+    while batch := list(islice(items, batch_rows * batches_at_once)):
         values = [item.values for item in batch if item.problem is None]
         answers = iter(predictor.answers(values, batch_rows) if values else [])
         for item in batch:
@@ -54,22 +69,30 @@ def predict_file(predictor: Predictor, file: str, text_field: str | None, batch_
         raise UserError(f"--batch-rows {batch_rows}: a batch has 1 row at least")
     fields = (text_field or predictor.fields[0], *predictor.fields[1:])
     mistakes: list[str] = []
-    with opened(file) as stream:
-        name = "standard input" if file == STANDARD_INPUT else file
-        items = read_items(stream, name, fields, predictor.tokens_field)
-        watched = sys.stderr.isatty() and not sys.stdout.isatty()
-        for done, line in enumerate(predict_items(predictor, items, batch_rows), start=1):
+    name, at_once = ("standard input", 1) if file == STANDARD_INPUT else (file, BATCHES_AT_ONCE)
+    with opened(file) as stream, _watched(stream, name) as read:
+        items = read_items(read, name, fields, predictor.tokens_field)
+        for line in predict_items(predictor, items, batch_rows, at_once):
             print(json.dumps(line, ensure_ascii=False), flush=True)
-            if watched and done % batch_rows == 0:
-                print(f"\r{done:,} lines", end="", file=sys.stderr, flush=True)
             if "error" in line:
                 mistakes.append(line["error"])
-    if watched:
-        print(file=sys.stderr)
     if mistakes:
         more = [f"and {len(mistakes) - MISTAKES_SHOWN:,} more"] if len(mistakes) > MISTAKES_SHOWN else []
         raise UserError("\n".join([*mistakes[:MISTAKES_SHOWN], *more]))
     return EXIT_DONE
+
+
+@contextmanager
+def _watched(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """The same stream, with a bar on the terminal of how much of it was read; none where answers go there."""
+    console = Console(stderr=True)
+    about = os.fstat(stream.fileno())
+    total = about.st_size if S_ISREG(about.st_mode) else None
+    with (
+        Progress(console=console, transient=True, disable=sys.stdout.isatty() or not console.is_terminal) as bar,
+        bar.wrap_file(stream, total, description=name) as read,
+    ):
+        yield read
 
 
 def opened(file: str) -> AbstractContextManager[BinaryIO]:

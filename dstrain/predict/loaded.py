@@ -55,13 +55,23 @@ class Loaded:
         return 2 if self.model.config.model_type == "roberta" else 1
 
     @torch.inference_mode()
-    def batches(self, rows: Sequence[Ids], second_starts: Sequence[int], batch_rows: int) -> Iterator[tuple[int, Any]]:
-        """What the model makes of each batch of rows in turn, and which row is the first of it."""
+    def batches(
+        self, rows: Sequence[Ids], second_starts: Sequence[int], batch_rows: int
+    ) -> Iterator[tuple[list[int], Any]]:
+        """What the model makes of rows, those of like length together: the places of a batch's rows, and its outputs.
+
+        Args:
+            rows: ids of each.
+            second_starts: where the second text of each begins; none of single texts.
+            batch_rows: most rows that share a batch.
+        """
         types = getattr(self.model.config, "type_vocab_size", 0) > 1 and len(second_starts) > 0
+        longest_first = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
         for start in range(0, len(rows), batch_rows):
-            part = rows[start : start + batch_rows]
-            starts = second_starts[start : start + batch_rows] if types else ()
-            yield start, self.model(**padded(part, self.encoder.pad_id, self.length, starts))
+            places = longest_first[start : start + batch_rows]
+            starts = [second_starts[place] for place in places] if types else ()
+            part = [rows[place] for place in places]
+            yield places, self.model(**padded(part, self.encoder.pad_id, self.length, starts, multiple=1))
 
 
 def transformers_folder(model: Path) -> Path:

@@ -135,7 +135,10 @@ class TextClassifier:
         else:
             texts = (text for (text,) in values)
             rows, starts = tuple(encoded(self.encoder, texts, self.length, self._loaded.data.get("cut", "end"))), ()
-        return torch.cat([outputs.logits.float() for _, outputs in self._loaded.batches(rows, starts, batch_rows)])
+        found = torch.empty(len(rows), self.model.config.num_labels)
+        for places, outputs in self._loaded.batches(rows, starts, batch_rows):
+            found[places] = outputs.logits.float()
+        return found
 
 
 class TokenTagger:
@@ -169,10 +172,10 @@ class TokenTagger:
             [OUTSIDE] * len(words if isinstance(value, str) else value)
             for (value,), words in zip(values, spans, strict=True)
         ]
-        for start, outputs in self._loaded.batches([ids for _, ids, _ in shown], (), batch_rows):
-            chosen = outputs.logits.argmax(dim=-1).numpy()
-            for row, (number, _, (words_owned, places)) in enumerate(shown[start : start + len(chosen)]):
-                for word, tag in zip(words_owned.tolist(), chosen[row, places].tolist(), strict=True):
+        for places, outputs in self._loaded.batches([ids for _, ids, _ in shown], (), batch_rows):
+            for place, chosen in zip(places, outputs.logits.argmax(dim=-1).numpy(), strict=True):
+                number, _, (words_owned, tokens) = shown[place]
+                for word, tag in zip(words_owned.tolist(), chosen[tokens].tolist(), strict=True):
                     tags[number][word] = self._tags[tag]
         return [
             {"entities": _entities(value, words, own)} if isinstance(value, str) else {"tags": own}
@@ -219,9 +222,10 @@ class AnswerFinder:
         )
         windows: list[list[tuple[float, list[tuple[int, int, float]]]]] = [[] for _ in values]
         starts = [row.window_start for row in rows]
-        for first, outputs in loaded.batches([row.ids for row in rows], starts, batch_rows):
+        for places, outputs in loaded.batches([row.ids for row in rows], starts, batch_rows):
             logits = QuestionAnswering.logits_of(outputs).float().numpy().astype(np.float64)  # (rows, tokens, 2)
-            for row, own in zip(rows[first : first + len(logits)], logits, strict=True):
+            for place, own in zip(places, logits, strict=True):
+                row = rows[place]
                 best = best_spans(row, own[:, 0], own[:, 1], data.n_best, data.longest_answer)
                 windows[row.question].append(best)
         return [self._answer(context, found) for (_, context), found in zip(values, windows, strict=True)]
@@ -256,13 +260,14 @@ class SentencePicker:
         data = self._data
         texts = [sentences_of(value) if isinstance(value, str) else value for (value,) in values]
         rows = split_texts(self._loaded.encoder, texts, self._loaded.length)
-        chosen: list[list[int]] = []
-        for start, outputs in self._loaded.batches([row.ids for row in rows], (), batch_rows):
+        chosen: list[list[int]] = [[] for _ in rows]
+        for places, outputs in self._loaded.batches([row.ids for row in rows], (), batch_rows):
             logits = outputs.logits[..., 0]  # (rows, tokens)
-            part = rows[start : start + len(logits)]
+            part = [rows[place] for place in places]
             sentences = padded_sentences(part, logits.shape[1])
             scores = sentence_scores(logits, sentences, max(row.count for row in part)).double().numpy()
-            chosen += [best(own[: row.count], data.sentences) for row, own in zip(part, scores, strict=True)]
+            for place, row, own in zip(places, part, scores, strict=True):
+                chosen[place] = best(own[: row.count], data.sentences)
         return [
             {data.target_field: joined([text[number] for number in numbers], data.language), "numbers": numbers}
             for text, numbers in zip(texts, chosen, strict=True)
@@ -289,7 +294,7 @@ class TextWriter:
         texts = [""] * len(rows)
         for start in range(0, len(rows), batch_rows):
             chosen = by_length[start : start + batch_rows]
-            inputs = padded([rows[number] for number in chosen], loaded.encoder.pad_id, loaded.length)
+            inputs = padded([rows[number] for number in chosen], loaded.encoder.pad_id, loaded.length, multiple=1)
             found = loaded.model.generate(**inputs)[:, 1:].numpy()
             for number, ids in zip(chosen, found, strict=True):
                 texts[number] = written(loaded.encoder, ids)

@@ -25,13 +25,11 @@ class TextEmbedder:
         self._loaded = loaded
 
     def vectors(self, texts: Sequence[str], batch_rows: int) -> NDArray[np.float32]:
-        """fp32 (texts, hidden_size), in order; texts of like length share a batch."""
+        """fp32 (texts, hidden_size), in order."""
         rows = encoded(self._loaded.encoder, texts, self._loaded.length)
-        order = np.argsort([-len(ids) for ids in rows], kind="stable")
         found = np.empty((len(rows), self._loaded.model.config.hidden_size), np.float32)
-        for start, outputs in self._loaded.batches([rows[place] for place in order], (), batch_rows):
+        for places, outputs in self._loaded.batches(rows, (), batch_rows):
             hidden = outputs.last_hidden_state
-            places = order[start : start + len(hidden)]
             lengths = torch.tensor([len(rows[place]) for place in places])
             mask = torch.arange(hidden.shape[1])[None] < lengths[:, None]
             found[places] = pooled(hidden, mask, self._loaded.pooling).numpy()
@@ -54,14 +52,11 @@ class PairScorer:
         self._loaded = loaded
 
     def scores(self, pairs: Sequence[tuple[str, str]], batch_rows: int) -> list[float]:
-        """One for each pair, in order; pairs of like length share a batch."""
+        """One for each pair, in order."""
         rows = encoded_pairs(self._loaded.encoder, pairs, self._loaded.length, self._loaded.separators)
-        order = np.argsort([-len(ids) for ids, _ in rows], kind="stable")
-        ids, starts = [rows[place][0] for place in order], [rows[place][1] for place in order]
         found = np.empty(len(rows))
-        for start, outputs in self._loaded.batches(ids, starts, batch_rows):
-            logits = outputs.logits[:, 0].float().numpy()
-            found[order[start : start + len(logits)]] = logits
+        for places, outputs in self._loaded.batches([ids for ids, _ in rows], [start for _, start in rows], batch_rows):
+            found[places] = outputs.logits[:, 0].float().numpy()
         return [float(score) for score in found]
 
     def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:

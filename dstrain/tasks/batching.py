@@ -11,7 +11,7 @@ from dstrain.data.tokens import Encoder
 from dstrain.tasks.task import Inputs
 
 Cut = Literal["end", "middle", "start"]  # where a text that is too long loses tokens
-LENGTH_MULTIPLE = 8  # matrix multiplications like it
+LENGTH_MULTIPLE = 8  # tensor cores like it
 Ids = NDArray[np.int32]
 
 
@@ -49,17 +49,24 @@ def encoded_pairs(
     return rows
 
 
-def padded(rows: Sequence[Ids], pad_id: int, longest_allowed: int, second_starts: Sequence[int] = ()) -> Inputs:
-    """`input_ids` and `attention_mask`, int64 (rows, tokens), padded to the longest, rounded up to a multiple of 8.
+def padded(
+    rows: Sequence[Ids],
+    pad_id: int,
+    longest_allowed: int,
+    second_starts: Sequence[int] = (),
+    multiple: int = LENGTH_MULTIPLE,
+) -> Inputs:
+    """`input_ids` and `attention_mask`, int64 (rows, tokens), padded to the longest, rounded up to a multiple.
 
     Args:
         rows: ids of each, at most `longest_allowed` of them.
         pad_id: fills the rest of a row.
         longest_allowed: the rounding goes no further than this, the model has no more positions.
         second_starts: where the second text of each row begins; given, there are `token_type_ids` too.
+        multiple: of the number of tokens; 1 for no rounding.
     """
     longest = max(len(ids) for ids in rows)
-    width = min(-(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, longest_allowed)
+    width = min(-(-longest // multiple) * multiple, longest_allowed)
     input_ids = np.full((len(rows), width), pad_id, np.int64)
     attention_mask = np.zeros((len(rows), width), np.int64)
     for row, ids in enumerate(rows):
