@@ -43,8 +43,9 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS,
 class Limits:
     """What one server takes at a time."""
 
-    batch_rows: int = 64
+    batch_rows: int = 16
     queue_rows: int = 512
+    threads: int = 2
     body_bytes: int = 1 << 20
     timeout_seconds: float = 30.0
 
@@ -94,7 +95,7 @@ def make_app(
 
     Args:
         name: of the model, shown on the page and in the metrics.
-        predict: from inputs, a tuple of texts each, to one JSON object for each; called in a thread, one at a time.
+        predict: from inputs, a tuple of texts each, to one JSON object for each; called in threads.
         fields: what the model takes of each input; a single one is given as a text, several as an object.
         limits: what is taken at a time.
         token: which requests for predictions and metrics must bear; None lets all in.
@@ -112,6 +113,7 @@ def make_app(
         size=lambda values: sum(map(len, values)),
         batch_rows=limits.batch_rows,
         queue_rows=limits.queue_rows,
+        threads=limits.threads,
         observe=batch_rows.observe,
     )
     waiting.set_function(lambda: batcher.waiting)

@@ -1,10 +1,10 @@
 """Dynamic batching: what waits while the model computes is the next batch.
 
-    requests ─► bounded queue ─► the longest-waiting and those most like it in length ─► model, in one thread
+    requests ─► bounded queue ─► the longest-waiting and those most like it in length ─► model, in a few threads
                  │ full: QueueFull                                                          │
                  └────────────────────────── each request's own answer ◄───────────────────┘
 
-There is no delay to tune: an idle model takes a lone request at once, and a busy one finds its next batch waiting.
+There is no delay to tune: an idle thread takes a lone request at once, and a busy one finds its next batch waiting.
 """
 
 import asyncio
@@ -33,10 +33,11 @@ class Batcher(Generic[Input, Answer]):
     """Answers single inputs with a function of batches. Everything but the function runs on one event loop.
 
     Args:
-        predict: from a batch of inputs to as many answers; called in a thread of its own, one call at a time.
+        predict: from a batch of inputs to as many answers; called in threads of its own.
         size: cost of an input, its number of characters, say; inputs of like size share a batch, so little is padding.
         batch_rows: inputs in a batch at most.
         queue_rows: inputs that may wait, those being computed not counted.
+        threads: batches computed at the same time.
         observe: told the rows of each batch, for metrics.
     """
 
@@ -47,13 +48,15 @@ class Batcher(Generic[Input, Answer]):
         size: Callable[[Input], int],
         batch_rows: int,
         queue_rows: int,
+        threads: int = 1,
         observe: Callable[[int], object] = lambda rows: None,
     ) -> None:
         self.batch_rows, self.queue_rows = batch_rows, queue_rows
         self._predict, self._size, self._observe = predict, size, observe
         self._queue: deque[_Waiting[Input, Answer]] = deque()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "model")
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "model")
 
     @property
     def waiting(self) -> int:
@@ -81,6 +84,9 @@ class Batcher(Generic[Input, Answer]):
 
     async def run(self) -> None:
         """Compute batches until cancelled."""
+        await asyncio.gather(*(self._run_one_at_a_time() for _ in range(self._threads)))
+
+    async def _run_one_at_a_time(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -90,7 +96,7 @@ class Batcher(Generic[Input, Answer]):
                 continue
             self._observe(len(batch))
             try:
-                answers = await loop.run_in_executor(self._thread, self._predict, [each.input for each in batch])
+                answers = await loop.run_in_executor(self._pool, self._predict, [each.input for each in batch])
             except Exception as error:
                 for each in batch:
                     if not each.answer.done():

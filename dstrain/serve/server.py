@@ -1,13 +1,16 @@
 """`dstrain serve`: a model behind a socket, until a signal; what was begun is answered before it ends."""
 
+import gc
 import ipaddress
 import signal
 import socket
 import stat
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 
 from dstrain.errors import EXIT_DONE, UserError
@@ -17,12 +20,13 @@ from dstrain.serve.app import Limits, Values, make_app
 
 SHORTEST_TOKEN = 16
 BACKLOG = 2048  # connections that wait to be accepted
+SWITCH_SECONDS = 0.0005  # HTTP and the model's threads share one interpreter: neither waits long for the other
 
 
 def serve_command(args: Namespace) -> int:
     """`dstrain serve MODEL [--host] [--port] [--token-file FILE] …`: exit code 0 after SIGTERM or Ctrl-C."""
-    limits = Limits(args.batch_rows, args.queue_rows, int(args.body_mb * 2**20), args.timeout_seconds)
-    for option in ("batch_rows", "queue_rows", "body_mb", "timeout_seconds"):
+    limits = Limits(args.batch_rows, args.queue_rows, args.threads, int(args.body_mb * 2**20), args.timeout_seconds)
+    for option in ("batch_rows", "queue_rows", "threads", "body_mb", "timeout_seconds"):
         if not getattr(args, option) > 0:
             name = option.replace("_", "-")
             raise UserError(f"--{name} {getattr(args, option)} must be more than 0")
@@ -38,11 +42,16 @@ def serve_command(args: Namespace) -> int:
     with listening:
         folder = transformers_folder(Path(args.model))
         predictor = load_predictor(folder, args.precision)
+        cores = max(1, torch.get_num_threads() // limits.threads)
 
         def predict(inputs: list[Values]) -> list[dict[str, Any]]:
+            torch.set_num_threads(cores)  # of the thread that calls it
             return predictor.answers(inputs, len(inputs))
 
         predict([("warm up",) * len(predictor.fields)])  # the first call is slow, and nobody should wait for it
+        gc.collect()
+        gc.freeze()  # a million objects that live as long as the server: looking through them stops all answers
+        sys.setswitchinterval(SWITCH_SECONDS)
         server: uvicorn.Server
         app = make_app(
             folder.name,

@@ -83,7 +83,7 @@ def test_a_full_queue_says_429_and_a_late_answer_504_and_nothing_else_fails() ->
         gate.wait(30)
         return lengths(inputs)
 
-    limits = Limits(batch_rows=1, queue_rows=2, timeout_seconds=1.0)
+    limits = Limits(batch_rows=1, queue_rows=2, threads=1, timeout_seconds=1.0)
     with served(make_app("slow", slow, limits=limits)) as address, ThreadPoolExecutor(8) as clients:
         pending = [clients.submit(httpx.post, f"{address}/predict", json={"inputs": [str(n)]}) for n in range(8)]
         answers = [each.result() for each in pending]

@@ -5,8 +5,10 @@
 
 One text a request, in all rows:
   direct    the model called in a loop in a process of its own, one text at a time: what a plain Flask view does
-  served    `dstrain serve` and wrk on the same cores, with as many connections as two batches have rows
+  served    `dstrain serve` and wrk on the same cores, over 128 connections that ask again as soon as they are answered
   overload  requests at twice that rate, over as many connections as it takes: the excess must get 429, nothing else
+
+`direct` and `served` take turns, the server without work in between; the ratio is taken round by round.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import httpx
 
@@ -42,49 +45,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a run or an exported classifier (default: random, MiniLM's size)")
     parser.add_argument("--texts", type=Path, help="texts, one a line (default: 64 of 6 to 20 words)")
-    parser.add_argument("--seconds", type=int, default=10, help="of each row (default: %(default)s)")
-    parser.add_argument("--precision", default="fp32", help="fp32 or bf16, of both rows (default: %(default)s)")
-    parser.add_argument("--batch-rows", type=int, default=64)
-    parser.add_argument("--queue-rows", type=int, default=256)
+    parser.add_argument("--seconds", type=int, default=6, help="of each row (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="direct and served, in turn (default: %(default)s)")
+    parser.add_argument("--precision", default="fp32", help="fp32 or bf16, of all rows (default: %(default)s)")
+    parser.add_argument("--batch-rows", type=int, default=16, help="of the server (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of the server (default: %(default)s)")
+    parser.add_argument("--queue-rows", type=int, default=256, help="of the server (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=128, help="of `served` (default: %(default)s)")
     args = parser.parse_args()
     texts = args.texts.read_text().splitlines() if args.texts else made_up_texts()
     if shutil.which("wrk") is None:
         sys.exit("wrk, the load generator, is missing; install Debian's package of that name")
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or random_classifier(Path(folder) / "model", texts)
-        direct = calls_per_second(model, texts, args.seconds, args.precision)
-        print(f"direct    {direct:8,.0f} texts/s", flush=True)
         script = Path(folder) / "post.lua"
         bodies = ", ".join(json.dumps(json.dumps({"inputs": [text]})) for text in texts)
         command = [sys.executable, "-m", "dstrain", "serve", str(model), "--port", "0"]
-        command += ["--batch-rows", str(args.batch_rows), "--queue-rows", str(args.queue_rows)]
-        command += ["--precision", args.precision]
+        for option in ("batch_rows", "threads", "queue_rows", "precision"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[3]
             script.write_text(SCRIPT % (bodies, 0))
-            load(address, script, 2 * args.batch_rows, 2)
-            good, connections = 0.0, 2 * args.batch_rows
-            for name in ("served", "overload"):
-                if (
-                    name == "overload"
-                ):  # each connection waits between its requests, so that together they ask twice as often
-                    connections = 4 * (args.queue_rows + args.batch_rows)
-                    script.write_text(SCRIPT % (bodies, round(1000 * connections / (2 * good))))
-                before = codes(address)
-                result = load(address, script, connections, args.seconds)
-                counts = {code: n - before.get(code, 0) for code, n in codes(address).items()}
-                good = counts.get("200", 0) / result["seconds"]
-                print(
-                    f"{name:9} {good:8,.0f} texts/s = {good / direct:.1f} × direct; {connections} connections, "
-                    f"p50 {result['p50']:.0f} ms, p99 {result['p99']:.0f} ms, codes {counts}, "
-                    f"{result['broken']} broken",
-                    flush=True,
-                )
+            served(address, script, args.connections, 2)
+            rates, ratios = [], []
+            for _ in range(args.rounds):
+                direct = calls_per_second(model, texts, args.seconds, args.precision)
+                rate, shown = served(address, script, args.connections, args.seconds)
+                rates.append(rate)
+                ratios.append(rate / direct)
+                print(f"direct {direct:5,.0f} texts/s, served {rate:5,.0f} = {ratios[-1]:.2f} ×; {shown}", flush=True)
+            print(f"served / direct: median {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+            # Each connection waits between its requests, so that together they ask twice as often as was answered.
+            connections = 4 * (args.queue_rows + args.batch_rows)
+            script.write_text(SCRIPT % (bodies, round(1000 * connections / (2 * median(rates)))))
+            rate, shown = served(address, script, connections, args.seconds)
+            print(f"overload, {connections:,} connections: answered {rate:,.0f} texts/s; {shown}")
         finally:
             server.terminate()
             server.wait()
+
+
+def served(address: str, script: Path, connections: int, seconds: int) -> tuple[float, str]:
+    """Texts answered per second, and what else is to be said."""
+    before = codes(address)
+    result = load(address, script, connections, seconds)
+    counts = {code: n - before.get(code, 0) for code, n in codes(address).items()}
+    latency = f"p50 {result['p50']:.0f} ms, p99 {result['p99']:.0f} ms"
+    return counts.get("200", 0) / result["seconds"], f"{latency}, codes {counts}, {result['broken']} broken"
 
 
 def calls_per_second(model: Path, texts: list[str], seconds: int, precision: str) -> float:
