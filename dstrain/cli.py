@@ -452,7 +452,7 @@ def _serve(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, less exact (default: %(default)s)"
     )
     command.add_argument("--token-file", metavar="FILE", help="requests must bear the token that is in it")
-    command.add_argument("--batch-rows", type=int, default=16, metavar="N", help="of a batch (default: %(default)s)")
+    command.add_argument("--batch-rows", type=int, default=32, metavar="N", help="of a batch (default: %(default)s)")
     command.add_argument(
         "--threads",
         type=int,

@@ -43,7 +43,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS,
 class Limits:
     """What one server takes at a time."""
 
-    batch_rows: int = 16
+    batch_rows: int = 32
     queue_rows: int = 512
     threads: int = 2
     body_bytes: int = 1 << 20

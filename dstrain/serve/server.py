@@ -1,5 +1,6 @@
 """`dstrain serve`: a model behind a socket, until a signal; what was begun is answered before it ends."""
 
+import ctypes
 import gc
 import ipaddress
 import signal
@@ -7,6 +8,7 @@ import socket
 import stat
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from dstrain.serve.app import Limits, Values, make_app
 SHORTEST_TOKEN = 16
 BACKLOG = 2048  # connections that wait to be accepted
 SWITCH_SECONDS = 0.0005  # HTTP and the model's threads share one interpreter: neither waits long for the other
+FEW_ROWS = 16  # not worth halving
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT_BLOCK_BYTES, KEPT_BYTES = 32 * 2**20, 2**30  # the first is the most that glibc allows
 
 
 def serve_command(args: Namespace) -> int:
@@ -46,12 +51,11 @@ def serve_command(args: Namespace) -> int:
 
         def predict(inputs: list[Values]) -> list[dict[str, Any]]:
             torch.set_num_threads(cores)  # of the thread that calls it
-            return predictor.answers(inputs, len(inputs))
+            halves = -(-len(inputs) // 2)  # the longer texts, and the shorter ones: less of a batch is padding
+            return predictor.answers(inputs, max(halves, FEW_ROWS))
 
         predict([("warm up",) * len(predictor.fields)])  # the first call is slow, and nobody should wait for it
-        gc.collect()
-        gc.freeze()  # a million objects that live as long as the server: looking through them stops all answers
-        sys.setswitchinterval(SWITCH_SECONDS)
+        stay_fast()
         server: uvicorn.Server
         app = make_app(
             folder.name,
@@ -61,7 +65,8 @@ def serve_command(args: Namespace) -> int:
             token=token,
             stopping=lambda: server.should_exit,
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, server_header=False))
+        quiet: dict[str, Any] = {"access_log": False, "server_header": False, "proxy_headers": False}
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", **quiet))
 
         def stop(*_: object) -> None:
             server.should_exit = True
@@ -72,6 +77,17 @@ def serve_command(args: Namespace) -> int:
         print(f"serving {folder} on http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops)", flush=True)
         server.run(sockets=[listening])
     return EXIT_DONE
+
+
+def stay_fast() -> None:
+    """Spare the process pauses of the collector, the interpreter and malloc, once it has all that it will keep."""
+    gc.collect()
+    gc.freeze()  # a million objects that live as long as the server: looking through them stops all answers
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")  # what a batch frees is for the next one, not to be given back and asked for
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def read_token(file: Path) -> str:

@@ -96,7 +96,7 @@ def token_file(folder: Path, text: str, mode: int = 0o600) -> str:
         (["--host", "::"], "nobody is asked for a token"),
         (["--host", "no.such.host.invalid", "--token-file", "GOOD"], "no.such.host.invalid --port 8000: "),
         (["--port", "99999999"], "--port 99999999: ports go from 0"),
-        (["--queue-rows", "8"], "holds no batch of --batch-rows 16"),
+        (["--queue-rows", "8"], "holds no batch of --batch-rows 32"),
         (["--threads", "0"], "--threads 0 must be more than 0"),
         (["--timeout-seconds", "0"], "--timeout-seconds 0.0 must be more than 0"),
         (["--token-file", "SHORT"], "must hold one word of 16"),

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=6, help="of each row (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="direct and served, in turn (default: %(default)s)")
     parser.add_argument("--precision", default="fp32", help="fp32 or bf16, of all rows (default: %(default)s)")
-    parser.add_argument("--batch-rows", type=int, default=16, help="of the server (default: %(default)s)")
+    parser.add_argument("--batch-rows", type=int, default=32, help="of the server (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of the server (default: %(default)s)")
     parser.add_argument("--queue-rows", type=int, default=256, help="of the server (default: %(default)s)")
     parser.add_argument("--connections", type=int, default=128, help="of `served` (default: %(default)s)")
