@@ -6,7 +6,6 @@ import ipaddress
 import signal
 import socket
 import stat
-import sys
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,6 @@ from dstrain.serve.app import Limits, Values, make_app
 
 SHORTEST_TOKEN = 16
 BACKLOG = 2048  # connections that wait to be accepted
-SWITCH_SECONDS = 0.0005  # HTTP and the model's threads share one interpreter: neither waits long for the other
 FEW_ROWS = 16  # not worth halving
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT_BLOCK_BYTES, KEPT_BYTES = 32 * 2**20, 2**30  # the first is the most that glibc allows
@@ -80,10 +78,9 @@ def serve_command(args: Namespace) -> int:
 
 
 def stay_fast() -> None:
-    """Spare the process pauses of the collector, the interpreter and malloc, once it has all that it will keep."""
+    """Spare the process pauses of the collector and of malloc, once it has all that it will keep."""
     gc.collect()
     gc.freeze()  # a million objects that live as long as the server: looking through them stops all answers
-    sys.setswitchinterval(SWITCH_SECONDS)
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")  # what a batch frees is for the next one, not to be given back and asked for
         libc.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
