@@ -14,10 +14,11 @@ from dstrain.serve.batcher import Batcher, QueueFull
 @given(
     requests=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=12),
     batch_rows=st.integers(1, 8),
+    threads=st.integers(1, 3),
     pauses=st.lists(st.booleans(), min_size=12, max_size=12),
 )
 def test_each_request_gets_its_own_answers_in_order(
-    requests: list[list[int]], batch_rows: int, pauses: list[bool]
+    requests: list[list[int]], batch_rows: int, threads: int, pauses: list[bool]
 ) -> None:
     batches: list[int] = []
 
@@ -27,7 +28,7 @@ def test_each_request_gets_its_own_answers_in_order(
 
     async def play() -> list[list[tuple[int, int, int]]]:
         batcher: Batcher[tuple[int, int, int], tuple[int, int, int]] = Batcher(
-            predict, size=lambda each: each[2], batch_rows=batch_rows, queue_rows=1000
+            predict, size=lambda each: each[2], batch_rows=batch_rows, queue_rows=1000, threads=threads
         )
         running = asyncio.create_task(batcher.run())
         tasks = []
@@ -69,6 +70,22 @@ def test_what_waits_shares_a_batch_with_inputs_of_its_size() -> None:
 
     asyncio.run(play())
     assert batches == [[1], [50, 49], [3, 4]]  # 50 waited longest, and 49 is next to it
+
+
+def test_as_many_batches_as_threads_are_computed_at_a_time() -> None:
+    others = threading.Barrier(2)
+
+    def predict(inputs: list[int]) -> list[int]:
+        others.wait(10)  # breaks where nobody else comes
+        return inputs
+
+    async def play() -> None:
+        batcher: Batcher[int, int] = Batcher(predict, size=lambda each: 1, batch_rows=1, queue_rows=9, threads=2)
+        running = asyncio.create_task(batcher.run())
+        assert await batcher.answer([1, 2, 3, 4]) == [1, 2, 3, 4]
+        running.cancel()
+
+    asyncio.run(play())
 
 
 def test_a_full_queue_refuses_a_request_whole_and_a_cancelled_one_makes_room() -> None:

@@ -1,6 +1,7 @@
 """Every head, trained for real in one process: resumed exactly, its parameters as planned, exported as it was."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from training import model_weights, training
 
 from dstrain.cli import main
 from dstrain.plan.text import make_plan
+from dstrain.predict.items import read_items
+from dstrain.predict.predictors import load_predictor
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.show import resolved_yaml
@@ -173,6 +176,18 @@ def logged(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def answered_in_threads(run_dir: Path, file: Path) -> bool:
+    """Whether four threads that ask a model at the same time get what one gets that asks alone."""
+    predictor = load_predictor(run_dir / "export")
+    with file.open("rb") as stream:
+        items = list(read_items(stream, file.name, predictor.fields, predictor.tokens_field))
+    values = [item.values for item in items] * 4
+    alone = predictor.answers(values, 4)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda _: predictor.answers(values, 4), range(8)))
+    return together == [alone] * 8
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_is_planned_resumed_and_exported_exactly(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -220,6 +235,7 @@ def test_a_head_is_planned_resumed_and_exported_exactly(
     assert len(predicted) == 5
     for metric, value in rescored(name, records, predicted).items():
         assert value == pytest.approx(evaluation[f"valid_{metric}"], abs=1e-5), metric
+    assert answered_in_threads(folder / f"{name}-whole", folder / f"{name}-valid.jsonl"), "as `dstrain serve` does"
 
 
 def evaluated(rank: int, world: int, recipe_files: list[Path]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:

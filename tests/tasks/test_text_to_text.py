@@ -10,7 +10,7 @@ import pytest
 import torch
 from labelled import write_examples
 from ranks import run_ranks
-from test_heads import live, logged, measured
+from test_heads import answered_in_threads, live, logged, measured
 from training import model_weights, train_steps, training
 
 from dstrain.cli import main
@@ -119,6 +119,7 @@ def test_a_model_is_planned_resumed_and_exported_exactly(
         assert [line["en"] for line in said] == source.read_text().splitlines()
         judged = (folder / f"{name}-whole" / "predictions-valid.jsonl").read_text().splitlines()
         assert [line["de"] for line in said] == [json.loads(line)["predicted"] for line in judged]
+    assert answered_in_threads(folder / f"{name}-whole", source), "as `dstrain serve` does"
     in_parts = folder / "parts.jsonl"
     in_parts.write_text("".join(json.dumps({"en": line["en"].split()}) + "\n" for line in said))
     assert main(["predict", str(folder / f"{name}-whole"), str(in_parts)]) == 0
