@@ -7,7 +7,6 @@ The folder has config and tokenizer beside model.onnx, so `predict` and `serve` 
 """
 
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ class OnnxModel:
     def __init__(self, folder: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = torch.get_num_threads()  # as many as a model of torch has here
         self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
         try:
             self._session = onnxruntime.InferenceSession(str(folder / GRAPH), options)

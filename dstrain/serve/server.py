@@ -44,8 +44,9 @@ def serve_command(args: Namespace) -> int:
     listening = listen(args.host, args.port)
     with listening:
         folder = transformers_folder(Path(args.model))
-        predictor = load_predictor(folder, args.precision)
         cores = max(1, torch.get_num_threads() // limits.threads)
+        torch.set_num_threads(cores)  # of this thread: a graph has as many as it is loaded with
+        predictor = load_predictor(folder, args.precision)
 
         def predict(inputs: list[Values]) -> list[dict[str, Any]]:
             torch.set_num_threads(cores)  # of the thread that calls it
