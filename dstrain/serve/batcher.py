@@ -97,12 +97,13 @@ class Batcher(Generic[Input, Answer]):
             self._observe(len(batch))
             try:
                 answers = await loop.run_in_executor(self._pool, self._predict, [each.input for each in batch])
+                answered = list(zip(batch, answers, strict=True))
             except Exception as error:
                 for each in batch:
                     if not each.answer.done():
                         each.answer.set_exception(error)
                 continue
-            for each, answer in zip(batch, answers, strict=True):
+            for each, answer in answered:
                 if not each.answer.done():
                     each.answer.set_result(answer)
 

@@ -123,13 +123,15 @@ def test_a_failure_of_the_model_reaches_those_in_the_batch_and_the_next_batch_wo
     def predict(inputs: list[int]) -> list[int]:
         if 13 in inputs:
             raise RuntimeError("unlucky")
-        return inputs
+        return [each for each in inputs if each != 14]
 
     async def play() -> None:
         batcher: Batcher[int, int] = Batcher(predict, size=lambda each: 1, batch_rows=4, queue_rows=9)
         running = asyncio.create_task(batcher.run())
         with pytest.raises(RuntimeError, match="unlucky"):
             await batcher.answer([13])
+        with pytest.raises(ValueError, match="shorter"):  # an answer is missing
+            await asyncio.wait_for(batcher.answer([14, 15]), 10)
         assert await batcher.answer([1]) == [1]
         running.cancel()
 
