@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dstrain.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
+from dstrain.errors import DISK_FULL, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -26,10 +26,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return EXIT_FAILURE
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _forget_output()
+        where = error.filename or "what the command writes, such as its redirected output"
+        print(f"error: {where}: {error.strerror}; make room there, and run the command again", file=sys.stderr)
+        return EXIT_USER_ERROR
     except SystemExit as stop:  # argparse: --help, or arguments that it cannot read
         return stop.code if isinstance(stop.code, int) else EXIT_FAILURE
+
+
+def _forget_output() -> None:
+    """Let the interpreter's end not fail once more on what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

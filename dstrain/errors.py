@@ -1,5 +1,8 @@
 """What the command line turns into an exit code. A user's mistake is never a traceback."""
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2

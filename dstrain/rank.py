@@ -12,7 +12,6 @@ Only the standard library is imported at the top: a rank's background processes 
 
 import argparse
 import contextlib
-import errno
 import faulthandler
 import importlib
 import json
@@ -27,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
+from dstrain.errors import DISK_FULL, EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.launch.processes import die_with_parent, may_be_traced_by
 from dstrain.launch.run_folder import attempt_folder
 
@@ -138,7 +137,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             temporary.replace(path)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or reserve is None:
+            if error.errno not in DISK_FULL or reserve is None:
                 raise
             reserve.unlink(missing_ok=True)
 

@@ -126,6 +126,19 @@ def test_a_reader_that_leaves_early_is_no_failure_to_report(tmp_path: Path) -> N
     assert "BrokenPipe" not in result.stderr
 
 
+@pytest.mark.parametrize("words", ["plan RECIPE", "recipe show RECIPE"])
+def test_output_onto_a_full_disk_is_one_sentence(tmp_path: Path, words: str) -> None:
+    command = [write(tmp_path) if word == "RECIPE" else word for word in words.split()]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run([sys.executable, "-m", "dstrain", *command], stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.decode().splitlines() if not line.startswith("warning: ")]
+    assert errors == [
+        "error: what the command writes, such as its redirected output: No space left on device; make room there, and "
+        "run the command again"
+    ]
+
+
 def test_ctrl_c_is_130(tmp_path: Path) -> None:
     pipe = tmp_path / "recipe.yaml"
     os.mkfifo(pipe)  # the command waits for somebody to write a recipe

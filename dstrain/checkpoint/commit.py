@@ -10,7 +10,6 @@
 A crash before the rename leaves a staging folder that nothing reads and the next save removes; after it, a checkpoint.
 """
 
-import errno
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,10 @@ from dstrain.checkpoint.manifest import Manifest, run_of, step_of
 from dstrain.checkpoint.retention import Retention, prune
 from dstrain.checkpoint.store import Place
 from dstrain.checkpoint.targets import Phase, Target, target_of, write_small
-from dstrain.errors import CheckpointError
+from dstrain.errors import DISK_FULL, CheckpointError
 from dstrain.train.runtime import Runtime
 
 LATEST = "latest"  # names the newest checkpoint, for people and scripts; a resume looks for itself
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 Refusal = dict[str, str]  # {"error": why}, as it travels between ranks
 
 

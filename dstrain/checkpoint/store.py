@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dstrain.errors import DISK_FULL
+
 PART_BYTES = 1 << 24  # of an upload; more where a file would have more parts than a store allows
 MOST_PARTS = 9000
 READ_BYTES = 1 << 23
@@ -313,7 +315,7 @@ def _lasting(error: Exception) -> str | None:
         return f"the store refuses these credentials ({text}); correct them, or allow them to list, read, write, delete"
     if _is_of_bucket(error):
         return f"{text}: create the bucket, or correct checkpoint.storage"
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(word in text for word in _FULL):
+    if getattr(error, "errno", None) in DISK_FULL or any(word in text for word in _FULL):
         return f"no space left in the store ({text}); make room, or raise its quota"
     return f"{name}: {text}" if name in _OUR_MISTAKES else None
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dstrain.checkpoint.commit import DISK_FULL, explain_os_error
-from dstrain.errors import UserError
+from dstrain.checkpoint.commit import explain_os_error
+from dstrain.errors import DISK_FULL, UserError
 from dstrain.plan.attention import attention_of
 from dstrain.plan.engine import clips_itself
 from dstrain.recipe.load import load_recipe
