@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from dstrain.data.tokens import Encoder, load_encoder
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
-from dstrain.tasks.batching import Ids, padded
+from dstrain.tasks.batching import Ids, batches_by_length, padded
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.retrieval import POOLING
 
@@ -66,9 +66,7 @@ class Loaded:
             batch_rows: most rows that share a batch.
         """
         types = getattr(self.model.config, "type_vocab_size", 0) > 1 and len(second_starts) > 0
-        longest_first = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
-        for start in range(0, len(rows), batch_rows):
-            places = longest_first[start : start + batch_rows]
+        for places in batches_by_length(rows, batch_rows):
             starts = [second_starts[place] for place in places] if types else ()
             part = [rows[place] for place in places]
             yield places, self.model(**padded(part, self.encoder.pad_id, self.length, starts, multiple=1))

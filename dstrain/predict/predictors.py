@@ -13,7 +13,7 @@ from dstrain.errors import UserError
 from dstrain.predict.loaded import GRAPH, TEXT_TO_TEXT, Loaded, data_keys, load
 from dstrain.predict.rankers import PairScorer, TextEmbedder
 from dstrain.recipe.data import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
-from dstrain.tasks.batching import encoded, encoded_pairs, padded
+from dstrain.tasks.batching import batches_by_length, encoded, encoded_pairs, padded
 from dstrain.tasks.question_answering import QuestionAnswering
 from dstrain.tasks.sentences import best, joined, padded_sentences, sentence_scores, sentences_of, split_texts
 from dstrain.tasks.sequence_to_sequence import source_ids
@@ -290,12 +290,10 @@ class TextWriter:
         loaded = self._loaded
         sources = [value if isinstance(value, str) else " ".join(value) for (value,) in values]
         rows = source_ids(loaded.encoder, sources, self._prefix, loaded.length)
-        by_length = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
         texts = [""] * len(rows)
-        for start in range(0, len(rows), batch_rows):
-            chosen = by_length[start : start + batch_rows]
-            inputs = padded([rows[number] for number in chosen], loaded.encoder.pad_id, loaded.length, multiple=1)
+        for places in batches_by_length(rows, batch_rows):
+            inputs = padded([rows[place] for place in places], loaded.encoder.pad_id, loaded.length, multiple=1)
             found = loaded.model.generate(**inputs)[:, 1:].numpy()
-            for number, ids in zip(chosen, found, strict=True):
-                texts[number] = written(loaded.encoder, ids)
+            for place, ids in zip(places, found, strict=True):
+                texts[place] = written(loaded.encoder, ids)
         return [{self._field: text} for text in texts]

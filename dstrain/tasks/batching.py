@@ -49,6 +49,12 @@ def encoded_pairs(
     return rows
 
 
+def batches_by_length(rows: Sequence[Ids], batch_rows: int) -> list[list[int]]:
+    """The places of rows that share a batch, those of like length, the longest first."""
+    longest_first = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+    return [longest_first[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
+
+
 def padded(
     rows: Sequence[Ids],
     pad_id: int,
