@@ -88,8 +88,10 @@ def _watched(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
     console = Console(stderr=True)
     about = os.fstat(stream.fileno())
     total = about.st_size if S_ISREG(about.st_mode) else None
+    hidden = sys.stdout.isatty() or not console.is_terminal
+    # Left to itself it sends standard output to its terminal, too: not the answers.
     with (
-        Progress(console=console, transient=True, disable=sys.stdout.isatty() or not console.is_terminal) as bar,
+        Progress(console=console, transient=True, disable=hidden, redirect_stdout=False) as bar,
         bar.wrap_file(stream, total, description=name) as read,
     ):
         yield read

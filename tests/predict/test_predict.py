@@ -2,8 +2,13 @@
 
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +110,23 @@ def test_a_csv_without_the_column_is_refused() -> None:
 def test_an_empty_line_of_text_is_named() -> None:
     problems = [item.problem for item in read_items(io.BytesIO(b"one\n\ntwo\n"), "a.txt", ["text"])]
     assert problems == [None, "empty, no text to work on", None]
+
+
+def test_a_terminal_shows_how_much_of_the_file_was_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    terminal, theirs = pty.openpty()
+    command = [sys.executable, "-m", "dstrain", "predict", str(folder), str(tmp_path / "texts.txt")]
+    with (tmp_path / "answers.jsonl").open("w") as answers:
+        subprocess.run(command, stdout=answers, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # a terminal's way to say that nobody is there any more
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert b"texts.txt" in shown
+    assert b"100%" in shown
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(TEXTS)
 
 
 def test_memory_does_not_grow_with_the_input(folder: Path) -> None:
