@@ -92,7 +92,7 @@ def _watched(stream: BinaryIO, name: str) -> Iterator[BinaryIO]:
     # Left to itself it sends standard output to its terminal, too: not the answers.
     with (
         Progress(console=console, transient=True, disable=hidden, redirect_stdout=False) as bar,
-        bar.wrap_file(stream, total, description=name) as read,
+        bar.wrap_file(stream, total, description=Path(name).name) as read,
     ):
         yield read
 
