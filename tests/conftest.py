@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
@@ -54,7 +54,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[st
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str], tiny_tokenizer: Path) -> Path:
     """Folder with token shards in train/ (several) and valid/."""
     folder = tmp_path_factory.mktemp("corpus")
-    encoder = load_encoder(tiny_tokenizer)
+    encoder = load_document_tokenizer(tiny_tokenizer)
     for name, texts in (("train", tiny_texts[:250]), ("valid", tiny_texts[250:])):
         write_token_shards(
             folder / name,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model
 from dstrain.model.linears import linear_names
@@ -241,7 +241,7 @@ def built_pair(section: Any) -> Any:
         vocab_size=400,
         special_token_ids={"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     )
-    return build_text_to_text(section, 0, cast(Encoder, tokenizer))
+    return build_text_to_text(section, 0, cast(DocumentTokenizer, tokenizer))
 
 
 @pytest.mark.parametrize(("architecture", "config"), PAIRS)

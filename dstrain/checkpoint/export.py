@@ -29,7 +29,7 @@ from dstrain.checkpoint.load import Pieces, Wanted, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.run_recipe import recipe_of
 from dstrain.checkpoint.store import Place
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CheckpointError
 from dstrain.model.encoder import build_again
 from dstrain.model.lora import base_identity, merge_adapters
@@ -130,7 +130,7 @@ def write_merged(task: type[Task], recipe: Recipe, pieces: Pieces, folder: Path)
     manifest = pieces.manifest
     model: PreTrainedModel
     if isinstance(recipe, SequenceToSequenceRecipe):
-        model = build_text_to_text(recipe.model, manifest.rng["seed"], load_encoder(recipe.tokenizer))
+        model = build_text_to_text(recipe.model, manifest.rng["seed"], load_document_tokenizer(recipe.tokenizer))
     else:
         config = AutoConfig.for_model(**manifest.model_config)
         model = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)

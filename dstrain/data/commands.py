@@ -15,7 +15,7 @@ from dstrain.data.locate import FolderListing, LocatedShard
 from dstrain.data.scan import scan_shard
 from dstrain.data.shards import BadSample, Corpus, OpenShard
 from dstrain.data.sources import read_texts, source_files
-from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.data.writer import write_text_shards, write_token_shards
 from dstrain.errors import EXIT_DONE, CorpusError
 
@@ -30,7 +30,7 @@ def build_command(args: Namespace) -> int:
     if not 0 <= args.valid_fraction < 1:
         raise CorpusError(f"--valid-fraction {args.valid_fraction} is not a share; give a number from 0 up to 1")
     files = source_files(args.sources)
-    encoder = load_encoder(args.tokenizer) if args.tokenizer is not None else None
+    encoder = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
     out = Path(args.out)
     if args.valid_fraction == 0:
         _build(args, files, encoder, out, "train", None)
@@ -41,7 +41,12 @@ def build_command(args: Namespace) -> int:
 
 
 def _build(
-    args: Namespace, files: list[Path], encoder: Encoder | None, folder: Path, prefix: str, held_out: bool | None
+    args: Namespace,
+    files: list[Path],
+    encoder: DocumentTokenizer | None,
+    folder: Path,
+    prefix: str,
+    held_out: bool | None,
 ) -> None:
     """Write one set of shards: all texts, or those that the split puts on the `held_out` side."""
     texts: Iterable[str] = (
@@ -77,13 +82,13 @@ def index_command(args: Namespace) -> int:
     folder = Path(args.path)
     if not folder.is_dir():
         raise CorpusError(f"{args.path}: not a folder; give the folder of the shards")
-    encoder = load_encoder(args.tokenizer) if args.tokenizer is not None else None
+    encoder = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
     index = index_folder(folder, encoder, args.field)
     print(f"{_sizes(index)} indexed in {folder}")
     return EXIT_DONE
 
 
-def index_folder(folder: Path, encoder: Encoder | None, text_field: str) -> CorpusIndex:
+def index_folder(folder: Path, encoder: DocumentTokenizer | None, text_field: str) -> CorpusIndex:
     """Index every shard of a folder and the folder itself. With a tokenizer, the tokens of texts are counted as well.
 
     Token shards are noted as made by it. Raises CorpusError when there are no shards or the folder cannot be written.
@@ -105,7 +110,7 @@ def index_folder(folder: Path, encoder: Encoder | None, text_field: str) -> Corp
     return corpus_index
 
 
-def _count_tokens(path: Path, index: ShardIndex, encoder: Encoder, text_field: str) -> ShardIndex:
+def _count_tokens(path: Path, index: ShardIndex, encoder: DocumentTokenizer, text_field: str) -> ShardIndex:
     shard = OpenShard(LocatedShard(path, index.summary, index), text_field)
 
     def texts() -> Iterator[str]:
@@ -136,7 +141,7 @@ def check_command(args: Namespace) -> int:
 
 def cat_command(args: Namespace) -> int:
     """`dstrain shards cat`: print the first documents, as text or as token ids."""
-    encoder = load_encoder(args.tokenizer) if args.tokenizer is not None else None
+    encoder = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
     corpus = Corpus.open(args.path, text_field=args.field)
     for shard, document in islice(_places(corpus), args.n):
         opened = corpus.shard(shard)

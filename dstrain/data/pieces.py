@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dstrain.data.order import Order
 from dstrain.data.producer import StreamSpec, step_shape
 from dstrain.data.shards import BadSample, Corpus, TokenIds
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CorpusError
 
 
@@ -43,7 +43,7 @@ def step_pieces(spec: StreamSpec, rank: int, world: int, step: int, cursors: NDA
     Raises:
         CorpusError: the corpus cannot be opened, or is not the one that the cursors are of.
     """
-    encode = load_encoder(spec.tokenizer).encode if spec.tokenizer is not None else None
+    encode = load_document_tokenizer(spec.tokenizer).encode if spec.tokenizer is not None else None
     corpus = Corpus.open(spec.corpus, text_field=spec.text_field, encode=encode)
     order = Order(corpus.document_counts, spec.lanes, spec.seed, spec.shuffle_window, spec.purpose)
     shape = step_shape(spec, world)

@@ -21,7 +21,7 @@ from dstrain.data.pair_slots import pair_slots
 from dstrain.data.pairs import Pairing, PairObjective
 from dstrain.data.rows import Records, StepBuffer, StepShape
 from dstrain.data.shards import DEFAULT_TEXT_FIELD, Corpus
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CorpusError
 
 if TYPE_CHECKING:  # the data process has no use for pydantic
@@ -115,7 +115,7 @@ class RankRows:
         """Open the corpus and this rank's lanes. Raises CorpusError."""
         self.shape = step_shape(spec, world)
         self._spec, self._rank, self._world = spec, rank, world
-        encoder = load_encoder(spec.tokenizer) if spec.tokenizer is not None else None
+        encoder = load_document_tokenizer(spec.tokenizer) if spec.tokenizer is not None else None
         vocabulary = spec.vocabulary or (encoder.vocabulary if encoder else None)
         assert vocabulary is not None, "a stream needs a tokenizer or a vocabulary"
         self._vocabulary = vocabulary

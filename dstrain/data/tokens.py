@@ -27,7 +27,7 @@ WORD_BEGINNINGS = ("Ġ", "Ċ", "ĉ", "č", "▁")  # blanks, as byte-level BPE a
 
 
 @dataclass(frozen=True)
-class Encoder:
+class DocumentTokenizer:
     """A tokenizer with its special tokens known.
 
     A document is [CLS] text [SEP]; one without any token of text is nothing at all. `begin` is what stands before the
@@ -99,7 +99,7 @@ class Encoder:
         return np.array([*self.begin, *ids, self.sep_id] if ids else [], np.int32)
 
 
-def load_encoder(folder: str | Path, *, text_to_text: bool = False) -> Encoder:
+def load_document_tokenizer(folder: str | Path, *, text_to_text: bool = False) -> DocumentTokenizer:
     """Load a tokenizer's folder. Raises CorpusError naming what is missing.
 
     Args:
@@ -139,7 +139,7 @@ def load_encoder(folder: str | Path, *, text_to_text: bool = False) -> Encoder:
     mask_id = need("mask_token") if masks else None
     added = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     special_ids = tuple(sorted(added | {number for number in ids.values() if number is not None}))
-    return Encoder(
+    return DocumentTokenizer(
         tokenizer=tokenizer,
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
         special_ids=special_ids,

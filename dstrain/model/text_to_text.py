@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
 from dstrain.model.shape import dropout_keys
@@ -28,7 +28,7 @@ from dstrain.recipe.model import TextToTextModel
 from dstrain.recipe.schema import Decoding
 
 
-def build_text_to_text(model: TextToTextModel, seed: int, encoder: Encoder) -> PreTrainedModel:
+def build_text_to_text(model: TextToTextModel, seed: int, encoder: DocumentTokenizer) -> PreTrainedModel:
     """Build the Transformers model of a recipe in fp32, the same on every rank.
 
     The decoder begins with what the pretrained model began with; in a new one with the token that begins a text, or
@@ -92,12 +92,12 @@ def generation_config(config: Any, decoding: Decoding, target_length: int) -> Ge
     )
 
 
-def _special_ids(encoder: Encoder) -> dict[str, int]:
+def _special_ids(encoder: DocumentTokenizer) -> dict[str, int]:
     start = encoder.begin[0] if encoder.begin else encoder.pad_id
     return encoder.special_token_ids | {"decoder_start_token_id": start}
 
 
-def _from_config(model: TextToTextModel, encoder: Encoder) -> PreTrainedModel:
+def _from_config(model: TextToTextModel, encoder: DocumentTokenizer) -> PreTrainedModel:
     assert model.config is not None, "a valid recipe has model.config or model.pretrained"
     sizes, ids = model.config.model_dump(), _special_ids(encoder)
     if isinstance(model, EncoderDecoderSection):
@@ -113,7 +113,7 @@ def _from_config(model: TextToTextModel, encoder: Encoder) -> PreTrainedModel:
     return built
 
 
-def _from_folder(model: TextToTextModel, folder: Path, encoder: Encoder) -> PreTrainedModel:
+def _from_folder(model: TextToTextModel, folder: Path, encoder: DocumentTokenizer) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in origins(model.architecture):
         raise UserError(
@@ -142,7 +142,11 @@ def _from_folder(model: TextToTextModel, folder: Path, encoder: Encoder) -> PreT
 
 
 def _warm_started(
-    model: EncoderDecoderSection, config: PreTrainedConfig, folder: Path, encoder: Encoder, keys: dict[str, Any]
+    model: EncoderDecoderSection,
+    config: PreTrainedConfig,
+    folder: Path,
+    encoder: DocumentTokenizer,
+    keys: dict[str, Any],
 ) -> PreTrainedModel:
     """Both sides from one encoder (Rothe et al. 2020). Cross attention, and a head that the folder lacks, are new."""
     layers = model.decoder_layers or config.num_hidden_layers

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
 from dstrain.tasks.batching import Ids, batches_by_length, padded
@@ -44,7 +44,7 @@ class Loaded:
 
     task: str
     model: Any  # Transformers' own, or a graph that answers as it does
-    encoder: Encoder
+    encoder: DocumentTokenizer
     length: int
     data: dict[str, Any]
     pooling: str = "mean"  # of a bi-encoder
@@ -116,7 +116,7 @@ def load(folder: Path) -> Loaded:
             raise
         raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
     data = _settings(folder).get("data", {})
-    encoder = load_encoder(folder, text_to_text=task == TEXT_TO_TEXT)
+    encoder = load_document_tokenizer(folder, text_to_text=task == TEXT_TO_TEXT)
     return Loaded(task, model, encoder, longest_text(folder, model), data, _pooling(folder))
 
 

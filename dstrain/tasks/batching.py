@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.tasks.task import Inputs
 
 Cut = Literal["end", "middle", "start"]  # where a text that is too long loses tokens
@@ -15,7 +15,7 @@ LENGTH_MULTIPLE = 8  # tensor cores like it
 Ids = NDArray[np.int32]
 
 
-def encoded(encoder: Encoder, texts: Iterable[str], length: int, cut: Cut = "end") -> list[Ids]:
+def encoded(encoder: DocumentTokenizer, texts: Iterable[str], length: int, cut: Cut = "end") -> list[Ids]:
     """[CLS] text [SEP] of each text, at most `length` tokens: longer ones lose tokens where `cut` says, no special."""
     nothing = np.array([*encoder.begin, encoder.sep_id], np.int32)  # a text without tokens, such as a control character
     complete = (ids if len(ids) else nothing for ids in encoder.encode_many(texts))
@@ -25,7 +25,7 @@ def encoded(encoder: Encoder, texts: Iterable[str], length: int, cut: Cut = "end
 
 
 def encoded_pairs(
-    encoder: Encoder, pairs: Iterable[tuple[str, str]], length: int, separators: int
+    encoder: DocumentTokenizer, pairs: Iterable[tuple[str, str]], length: int, separators: int
 ) -> list[tuple[Ids, int]]:
     """[CLS] first [SEP] second [SEP] of each pair and where `second` begins; tokens go from the end of the longer one.
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.model.lora import base_identity
 from dstrain.model.shape import shape_of_config
 from dstrain.plan import step_flops, total_steps
@@ -79,7 +79,7 @@ class ExampleTask(Task, Generic[E]):
 
     def __init__(self, recipe: ExampleRecipe, runtime: Runtime) -> None:
         self._recipe, self.runtime = recipe, runtime
-        self.encoder: Encoder = load_encoder(recipe.tokenizer, text_to_text=self.text_to_text)
+        self.encoder: DocumentTokenizer = load_document_tokenizer(recipe.tokenizer, text_to_text=self.text_to_text)
         self.splits, reader = self.read()
         self.module = self.build()
         self.model = self.module.model

@@ -17,7 +17,7 @@ from dstrain.data.producer import StreamSpec
 from dstrain.data.rows import StepRows
 from dstrain.data.shards import Corpus
 from dstrain.data.stream import RowStream
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model, encode_packed, predict_tokens
 from dstrain.model.lora import base_identity
@@ -36,7 +36,7 @@ class MaskedLm(Task):
 
     def __init__(self, recipe: MaskedLmRecipe, runtime: Runtime) -> None:
         self._recipe, self.runtime = recipe, runtime
-        encoder = load_encoder(recipe.tokenizer)
+        encoder = load_document_tokenizer(recipe.tokenizer)
         self.model = build_model(recipe.model, recipe.train.seed, encoder.special_token_ids, auto=self.auto_model)
         if self.model.config.vocab_size < encoder.vocab_size:
             raise RecipeError(
@@ -81,7 +81,7 @@ class MaskedLm(Task):
     ) -> list[RowDocument]:
         """See `Task`. Text and place are those before masking, and before pairs were made."""
         spec = StreamSpec.from_recipe(self._recipe, "train")
-        decode = load_encoder(self._recipe.tokenizer).decode
+        decode = load_document_tokenizer(self._recipe.tokenizer).decode
         return [
             RowDocument(
                 piece.row, piece.first_token, len(piece.ids), piece.shard, piece.key, piece.document, decode(piece.ids)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.tasks.batching import Ids
 
 BY_CHARACTERS = ("zh", "ja", "th")  # languages whose words have no spaces between them
@@ -46,7 +46,7 @@ class SplitText:
     count: int  # sentences that fit
 
 
-def split_texts(encoder: Encoder, texts: Sequence[Sequence[str]], length: int) -> list[SplitText]:
+def split_texts(encoder: DocumentTokenizer, texts: Sequence[Sequence[str]], length: int) -> list[SplitText]:
     """Texts in sentences, at most `length` tokens of each: a first sentence loses its end, others do not take part."""
     parts = (f" {one}" if number else one for text in texts for number, one in enumerate(text))
     all_ids = encoder.tokenizer.encode_batch_fast(list(parts), add_special_tokens=False)

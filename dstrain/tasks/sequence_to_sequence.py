@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.model.text_to_text import build_text_to_text, decoder_start, generation_config
 from dstrain.recipe.schema import SequenceToSequenceRecipe
 from dstrain.tasks.batching import LENGTH_MULTIPLE, encoded, padded
@@ -174,6 +174,6 @@ class SequenceToSequence(ExampleTask[TextPair]):
         generation_config(config, recipe.decoding, recipe.data.target_length).save_pretrained(folder)
 
 
-def source_ids(encoder: Encoder, sources: Sequence[str], prefix: str, length: int) -> list[NDArray[np.int32]]:
+def source_ids(encoder: DocumentTokenizer, sources: Sequence[str], prefix: str, length: int) -> list[NDArray[np.int32]]:
     """The ids of sources behind the prefix that the model expects, at most `length` of each."""
     return encoded(encoder, (prefix + source for source in sources), length)

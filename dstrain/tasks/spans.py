@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.tasks.windows import windows
 
 NO_SPAN = -1e30  # score of a place in the n-best list that nothing fills
@@ -31,7 +31,7 @@ class SpanRow:
 
 
 def span_rows(
-    encoder: Encoder,
+    encoder: DocumentTokenizer,
     questions: Sequence[tuple[str, str]],
     *,
     length: int,

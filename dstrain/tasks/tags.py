@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import CorpusError
 from dstrain.recipe.data import SCHEME_PREFIXES, TokenClassificationData
 from dstrain.tasks.records import Record
@@ -114,7 +114,7 @@ class Pieces:
     words: NDArray[np.int64]
     first_pieces: NDArray[np.int64]
 
-    def windows(self, encoder: Encoder, length: int, stride: int) -> list[tuple[NDArray[np.int32], Window]]:
+    def windows(self, encoder: DocumentTokenizer, length: int, stride: int) -> list[tuple[NDArray[np.int32], Window]]:
         """Rows of at most `length` tokens, specials included, with the pieces that each shows and owns."""
         found = windows(len(self.ids), length - 2, stride)
         return [
@@ -128,7 +128,7 @@ class Pieces:
         return self.words[mine], self.first_pieces[mine] - window.start + 1
 
 
-def pieces_of_words(encoder: Encoder, sentences: Sequence[Sequence[str]], joiner: str) -> list[Pieces]:
+def pieces_of_words(encoder: DocumentTokenizer, sentences: Sequence[Sequence[str]], joiner: str) -> list[Pieces]:
     """The pieces of sentences given as words, which are encoded as one text: the words with `joiner` between them."""
     texts, spans = [], []
     for words in sentences:
@@ -138,7 +138,9 @@ def pieces_of_words(encoder: Encoder, sentences: Sequence[Sequence[str]], joiner
     return pieces_of_spans(encoder, texts, spans)
 
 
-def pieces_of_spans(encoder: Encoder, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]) -> list[Pieces]:
+def pieces_of_spans(
+    encoder: DocumentTokenizer, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> list[Pieces]:
     """The pieces of texts, and which of them begins each word.
 
     A piece belongs to the word that its first character within any word is of: tokenizers may count the space before a

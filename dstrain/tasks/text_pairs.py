@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers.models import WordPiece
 
-from dstrain.data.tokens import Encoder
+from dstrain.data.tokens import DocumentTokenizer
 from dstrain.recipe.data import TextPairData
 from dstrain.tasks.records import Record
 from dstrain.tasks.sentences import sentences_of
@@ -76,7 +76,7 @@ def _texts(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 
-def written(encoder: Encoder, ids: NDArray[np.int64]) -> str:
+def written(encoder: DocumentTokenizer, ids: NDArray[np.int64]) -> str:
     """The text of ids, up to where it ends and without specials.
 
     A WordPiece vocabulary does not say where spaces were: it gives none between Chinese or Japanese characters.

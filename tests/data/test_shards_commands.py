@@ -12,7 +12,7 @@ from data_support import numbered_corpus, sentences, write_small_tokenizer
 from dstrain.cli import main
 from dstrain.data.check import check_corpus
 from dstrain.data.shards import Corpus
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 
 
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
@@ -58,7 +58,7 @@ def test_build_token_shards_and_split(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "out"
     command = ["shards", "build", str(source), "--field", "body", "--out", str(out), "--tokenizer", str(tokenizer)]
     assert main([*command, "--valid-fraction", "0.2", "--docs-per-block", "16"]) == 0
-    encoder = load_encoder(tokenizer)
+    encoder = load_document_tokenizer(tokenizer)
     found: dict[str, list[bytes]] = {}
     for split in ("train", "valid"):
         corpus = Corpus.open(str(out / split))

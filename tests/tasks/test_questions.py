@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from labelled import write_examples
 
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CorpusError
 from dstrain.recipe.data import QuestionAnsweringData
 from dstrain.tasks.answer_scores import Judged, answer_scores, exact, f1
@@ -62,7 +62,7 @@ def test_questions_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 
 
 def test_a_span_is_found_back_in_every_window_that_holds_it(tmp_path: Path) -> None:
-    encoder = load_encoder(write_examples(tmp_path) / "tokenizer")
+    encoder = load_document_tokenizer(write_examples(tmp_path) / "tokenizer")
     text = " ".join([CONTEXT] * 4)
     rows = span_rows(encoder, [("which colour", text)], length=24, stride=6, question_length=4, separators=1)
     start = text.index("blue sky", 40)

@@ -13,7 +13,7 @@ from ranks import run_ranks
 from searched import live, recipe_text, write_queries
 from training import Pieces, relative_difference, state_pieces, train_batch, training, whole
 
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe, RetrievalRecipe
@@ -51,7 +51,7 @@ def gradient_pieces(rank: int, world: int, recipes: list[Recipe]) -> list[tuple[
 def reference(recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float32]], float]:
     """The same step in plain torch: all texts in one batch, the loss from its definition, relevance from the file."""
     assert isinstance(recipe, RetrievalRecipe)
-    encoder = load_encoder(recipe.tokenizer)
+    encoder = load_document_tokenizer(recipe.tokenizer)
     task = Retrieval(recipe, Runtime.offline(recipe))
     task.model.double()
     with task.rank_steps(0, 1, 0, None) as batches:

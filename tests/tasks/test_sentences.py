@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from labelled import write_examples
 from rouge_score.rouge_scorer import RougeScorer
 
-from dstrain.data.tokens import Encoder, load_encoder
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.tasks.sentence_extraction import NO_SENTENCE, SentenceFinder
 from dstrain.tasks.sentences import (
     NO_SCORE,
@@ -28,8 +28,8 @@ sentence = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    return load_encoder(write_examples(tmp_path_factory.mktemp("sentences")) / "tokenizer")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> DocumentTokenizer:
+    return load_document_tokenizer(write_examples(tmp_path_factory.mktemp("sentences")) / "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_chinese_sentences_are_joined_without_spaces() -> None:
 
 @given(st.lists(sentence, min_size=1, max_size=6), st.integers(3, 30))
 def test_a_text_is_read_as_one_and_each_token_knows_its_sentence(
-    encoder: Encoder, sentences: list[str], length: int
+    encoder: DocumentTokenizer, sentences: list[str], length: int
 ) -> None:
     (text,) = split_texts(encoder, [sentences], length)
     assert 2 <= len(text.ids) == len(text.sentences) <= length and 0 < text.count <= len(sentences)
@@ -67,7 +67,7 @@ def test_a_text_is_read_as_one_and_each_token_knows_its_sentence(
         assert len(text.ids) + len(wholes[text.count]) > length, "it would have fitted"
 
 
-def test_texts_of_a_batch_do_not_mix(encoder: Encoder) -> None:
+def test_texts_of_a_batch_do_not_mix(encoder: DocumentTokenizer) -> None:
     texts = [["red apple", "blue sky"], ["the leaf"], ["sky of the apple", "green", "red"]]
     together = split_texts(encoder, texts, 40)
     for text, alone in zip(together, (split_texts(encoder, [one], 40)[0] for one in texts), strict=True):
@@ -121,7 +121,7 @@ def test_the_best_are_in_the_order_of_the_text() -> None:
     assert best(np.array([0.5]), 3) == [0]
 
 
-def test_the_loss_is_a_softmax_over_the_sentences_of_a_text(encoder: Encoder) -> None:
+def test_the_loss_is_a_softmax_over_the_sentences_of_a_text(encoder: DocumentTokenizer) -> None:
     from transformers import BertConfig, BertForTokenClassification
 
     torch.manual_seed(0)

@@ -222,9 +222,9 @@ def test_scores_of_two_labels_of_sets_and_of_numbers_by_hand() -> None:
 
 
 def test_pairs_are_cut_at_the_longer_one(folder: Path) -> None:
-    from dstrain.data.tokens import load_encoder
+    from dstrain.data.tokens import load_document_tokenizer
 
-    encoder = load_encoder(folder / "tokenizer")
+    encoder = load_document_tokenizer(folder / "tokenizer")
     ((row, second),) = encoded_pairs(encoder, [("red " * 9, "sky")], 8, 2)
     red, sky = (encoder.encode(word)[1:-1].tolist() for word in ("red", "sky"))
     kept = 8 - 4 - len(sky)
@@ -270,16 +270,16 @@ def test_what_is_cut_is_said(folder: Path) -> None:
 
 
 def test_a_text_without_any_token_is_two_special_tokens(folder: Path) -> None:
-    from dstrain.data.tokens import load_encoder
+    from dstrain.data.tokens import load_document_tokenizer
 
-    assert [ids.tolist() for ids in encoded(load_encoder(folder / "tokenizer"), ["\x00"], 16)] == [[2, 3]]
+    assert [ids.tolist() for ids in encoded(load_document_tokenizer(folder / "tokenizer"), ["\x00"], 16)] == [[2, 3]]
 
 
 @pytest.mark.parametrize("length", [4, 7, 16])
 def test_a_long_text_loses_its_end_its_middle_or_its_start(folder: Path, length: int) -> None:
-    from dstrain.data.tokens import load_encoder
+    from dstrain.data.tokens import load_document_tokenizer
 
-    encoder = load_encoder(folder / "tokenizer")
+    encoder = load_document_tokenizer(folder / "tokenizer")
     whole = next(iter(encoder.encode_many(["red green blue apple leaf sky of the " * 3]))).tolist()
     kept = {cut: encoded(encoder, ["red green blue apple leaf sky of the " * 3], length, cut) for cut in get_args(Cut)}
     front, back = (length - length // 2), length // 2

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled import write_examples
 
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CorpusError
 from dstrain.recipe.data import TokenClassificationData
 from dstrain.tasks.tags import entities, pieces_of_spans, pieces_of_words, read_sentences, shown_tags, tag_scores
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_word_is_known_by_its_first_piece(folder: Path) -> None:
-    encoder = load_encoder(folder / "tokenizer")
+    encoder = load_document_tokenizer(folder / "tokenizer")
     words = ["red", "\u200b", "skyleaf", "好", "of"]
     (found,) = pieces_of_words(encoder, [words], " ")
     pieces = [encoder.tokenizer.id_to_token(int(number)) for number in found.ids]
@@ -49,7 +49,7 @@ def test_a_word_is_known_by_its_first_piece(folder: Path) -> None:
 
 
 def test_windows_of_a_long_text_own_each_word_once(folder: Path) -> None:
-    encoder = load_encoder(folder / "tokenizer")
+    encoder = load_document_tokenizer(folder / "tokenizer")
     (found,) = pieces_of_words(encoder, [["red", "green", "skyleaf"] * 9], " ")
     owned = []
     for ids, window in found.windows(encoder, 12, 4):

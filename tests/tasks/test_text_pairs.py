@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from labelled import write_examples
 
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CorpusError
 from dstrain.recipe.data import SequenceToSequenceData
 from dstrain.tasks.batching import encoded
@@ -108,21 +108,21 @@ def test_a_tokenizer_without_mask_and_beginning_will_do_but_not_one_without_end_
     roles = {"pad_token": "[PAD]", "eos_token": "[SEP]", "unk_token": "[UNK]"}
     (folder / "special_tokens_map.json").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps(roles))
-    encoder = load_encoder(folder, text_to_text=True)
+    encoder = load_document_tokenizer(folder, text_to_text=True)
     (ids,) = encoded(encoder, ["red apple"], 8)
     assert (encoder.begin, encoder.mask_id) == ((), None)
     assert ids.tolist() == [*encoder.tokenizer.encode("red apple", add_special_tokens=False).ids, encoder.sep_id]
     with pytest.raises(CorpusError, match="no mask_token"):
-        load_encoder(folder)
+        load_document_tokenizer(folder)
     for missing, named in (("eos_token", "sep_token or eos_token"), ("pad_token", "pad_token")):
         left = {role: token for role, token in roles.items() if role != missing}
         (folder / "tokenizer_config.json").write_text(json.dumps(left))
         with pytest.raises(CorpusError, match=f"no {named} in tokenizer_config.json"):
-            load_encoder(folder, text_to_text=True)
+            load_document_tokenizer(folder, text_to_text=True)
 
 
 def test_ids_become_text_up_to_the_end_of_it(tmp_path: Path) -> None:
-    encoder = load_encoder(write_examples(tmp_path) / "tokenizer", text_to_text=True)
+    encoder = load_document_tokenizer(write_examples(tmp_path) / "tokenizer", text_to_text=True)
     (ids,) = encoded(encoder, ["red apple"], 8)
     padding = [encoder.pad_id] * 3
     assert written(encoder, np.array([*ids, *padding, *ids], np.int64)) == "red apple"
@@ -134,6 +134,6 @@ def test_chinese_characters_have_no_spaces_between_them(tmp_path: Path) -> None:
 
     text = "什么是 Base 3?是宏。"
     write_tokenizer(train_wordpiece([text] * 3, 24, lowercase=False), tmp_path, lowercase=False)
-    encoder = load_encoder(tmp_path, text_to_text=True)
+    encoder = load_document_tokenizer(tmp_path, text_to_text=True)
     (ids,) = encoded(encoder, [text], 64)
     assert written(encoder, ids.astype(np.int64)) == "什么是 Base 3? 是宏。"

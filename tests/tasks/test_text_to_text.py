@@ -15,7 +15,7 @@ from training import model_weights, train_steps, training
 
 from dstrain.cli import main
 from dstrain.data.ledger import compare_ledgers
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import RecipeError, UserError
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan.text import make_plan
@@ -199,7 +199,7 @@ def test_a_step_is_the_same_however_its_rows_are_split(folder: Path) -> None:
 def test_the_loss_is_that_of_transformers_whatever_is_padded(folder: Path, name: str) -> None:
     recipe = load_recipe(write_recipe(folder, name)).recipe
     assert isinstance(recipe, SequenceToSequenceRecipe)
-    encoder = load_encoder(recipe.tokenizer, text_to_text=True)
+    encoder = load_document_tokenizer(recipe.tokenizer, text_to_text=True)
     writer = Writer(build_text_to_text(recipe.model, 0, encoder).eval(), 0.0)
     sources, targets = torch.randint(5, 60, (2, 9)), torch.randint(5, 60, (2, 7))
     mask = torch.ones_like(sources)
@@ -220,7 +220,7 @@ def test_a_decoder_that_begins_otherwise_writes_the_beginning_too(folder: Path, 
     """BART's pretrained decoders begin with </s> and then write <s>: so the targets have it."""
     recipe = load_recipe(write_recipe(folder, "bart")).recipe
     assert isinstance(recipe, SequenceToSequenceRecipe)
-    encoder = load_encoder(recipe.tokenizer, text_to_text=True)
+    encoder = load_document_tokenizer(recipe.tokenizer, text_to_text=True)
     model = build_text_to_text(recipe.model, 0, encoder)
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = encoder.sep_id
     model.save_pretrained(tmp_path / "bart")
@@ -236,7 +236,9 @@ def test_a_decoder_that_begins_otherwise_writes_the_beginning_too(folder: Path, 
 def test_onnx_is_refused_with_one_sentence(folder: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(folder, "t5")).recipe
     assert isinstance(recipe, SequenceToSequenceRecipe)
-    build_text_to_text(recipe.model, 0, load_encoder(recipe.tokenizer, text_to_text=True)).save_pretrained(tmp_path)
+    build_text_to_text(recipe.model, 0, load_document_tokenizer(recipe.tokenizer, text_to_text=True)).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(UserError, match="holds a t5, which writes text in many steps, and only models of one step"):
         export_onnx(tmp_path, tmp_path / "onnx", int8=False)
 
@@ -244,7 +246,7 @@ def test_onnx_is_refused_with_one_sentence(folder: Path, tmp_path: Path) -> None
 def test_a_folder_that_does_not_fit_is_refused(folder: Path) -> None:
     recipe = load_recipe(write_recipe(folder, "warm-bert")).recipe
     assert isinstance(recipe, SequenceToSequenceRecipe)
-    encoder = load_encoder(recipe.tokenizer, text_to_text=True)
+    encoder = load_document_tokenizer(recipe.tokenizer, text_to_text=True)
     section = recipe.model.model_copy(update={"decoder_layers": 3})
     with pytest.raises(UserError, match=r"model\.decoder_layers=3, and \S+ has 2 layers; use at most these"):
         build_text_to_text(section, 0, encoder)

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from train_contestants import LEARNING_RATE, Contest, compete
 
-from dstrain.data.tokens import load_encoder
+from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
 from dstrain.model.shape import model_shape
 from dstrain.plan import step_flops
@@ -103,7 +103,7 @@ def write_corpus(folder: Path) -> None:
     tokenizer = Tokenizer(WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     write_tokenizer(tokenizer, folder / "tokenizer", lowercase=True)
-    encoder = load_encoder(str(folder / "tokenizer"))
+    encoder = load_document_tokenizer(str(folder / "tokenizer"))
     draw = np.random.default_rng(0)
     ordinary = VOCAB_SIZE - len(SPECIAL_TOKENS)
 
