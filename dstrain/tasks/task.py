@@ -2,9 +2,9 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dstrain.data.counter_rng import stream_key
-from dstrain.errors import RecipeError
-from dstrain.model.shape import AnyShape
-from dstrain.plan import step_flops, total_steps
+from dstrain.plan.timeline import PhasePlan, Timeline
 from dstrain.recipe.schema import Recipe
 from dstrain.train.runtime import Runtime
 
@@ -25,36 +23,62 @@ Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together.
+
+    `row_numbers` are those of its first rows. What comes after them has no targets: it gives all micro-batches of a step
+    one shape. A micro-batch without row numbers is there so that every rank makes as many passes, which ZeRO's
+    collectives need.
+    """
+
+    inputs: Inputs
+    row_numbers: NDArray[np.int64]
+
+    def run(self, module: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Sum of the losses, and number of right predictions; both 0, gradients too, where no row counts."""
+        loss, right = module(**self.inputs)
+        return (loss, right) if len(self.row_numbers) else (loss * 0, right * 0)
+
+    def with_inputs(self, **inputs: Tensor) -> Self:
+        """The same rows with more for the module, or something else."""
+        return replace(self, inputs=self.inputs | inputs)
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """One rank's share of one global step.
 
-    `targets` counts what the loss sums over on this rank, `pairs` what a second loss beside it does; `digest` is two
-    int64 whose sums over ranks, modulo 2**64, identify the global batch; `cursors` (lanes of this rank, 3) say where
-    each lane stands after this step.
+    Every rank has as many micro-batches. `targets` counts what the loss sums over on this rank, `pairs` what a second
+    loss beside it does; `digest` is two int64 whose sums over ranks, modulo 2**64, identify the global batch.
+    `source_rows` counts the rows of each source (sources,), where there are several. Padding counts nowhere.
     """
 
     data_step: int
-    row_numbers: NDArray[np.int64]  # (rows of this rank,), in the order of the micro-batches
-    micro_batches: Sequence[Inputs]
+    micro_batches: Sequence[MicroBatch]
     targets: int
     digest: NDArray[np.int64]  # (2,)
-    cursors: NDArray[np.int64]
     pairs: int = 0
-    bad_samples: int = 0
-    bad_sample_reports: tuple[str, ...] = ()
+    source_rows: NDArray[np.int64] | None = None
     seconds_waited: float = 0.0
 
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """(rows of this rank,), in the order of the micro-batches."""
+        return np.concatenate([micro_batch.row_numbers for micro_batch in self.micro_batches])
 
-def seeded_micro_batches(batch: StepBatch, seed: int) -> Iterator[Inputs]:
-    """The micro-batches in turn, each after the seeding that its dropout begins with.
 
-    Dropout is a function of the rows, not of a generator's history: there is no state to save or to skew.
+def seeded_micro_batches(batch: StepBatch, seed: int) -> Iterator[MicroBatch]:
+    """The micro-batches in turn, each after the seeding that its dropout begins with: by the number of its first row.
+
+    Dropout is a function of the rows, not of a generator's history: there is no state to save or to skew. But of all
+    the rows of a micro-batch: which rows share one depends on the number of ranks and on `train.micro_batch_rows`. So a
+    run with dropout that goes on with another number of ranks drops other activations than it would have: as random,
+    and not the same. On equal ranks it is the same to the bit.
     """
-    rows_done = 0
-    for inputs in batch.micro_batches:
-        torch.manual_seed(int(stream_key(seed, "dropout", int(batch.row_numbers[rows_done]))) >> 1)
-        rows_done += len(next(iter(inputs.values())))
-        yield inputs
+    for micro_batch in batch.micro_batches:
+        if len(micro_batch.row_numbers):
+            torch.manual_seed(int(stream_key(seed, "dropout", int(micro_batch.row_numbers[0]))) >> 1)
+        yield micro_batch
 
 
 @dataclass(frozen=True)
@@ -72,23 +96,31 @@ class RowDocument:
 
 @dataclass(frozen=True)
 class TaskTotals:
-    """Size of a run: its steps, and for one global step the tokens and the floating-point operations of training."""
+    """Size of a run: its timeline, and what a row costs in each of its phases."""
 
-    steps: int
-    tokens_per_step: int
-    flops_per_step: float
+    timeline: Timeline
+    row_tokens: tuple[float, ...]  # by phase; of rows of different lengths, the mean
+    token_flops: tuple[float, ...]  # by phase: floating-point operations of training, for each token
 
-    @classmethod
-    def of(cls, recipe: Recipe, shape: AnyShape, corpus_tokens: int | None) -> Self:
-        """From the recipe's arithmetic. Raises RecipeError where the length is in epochs of an unknown size."""
-        steps = total_steps(recipe, corpus_tokens)
-        if steps is None:
-            raise RecipeError(
-                f"train.epochs={recipe.train.epochs}, but nobody counted the corpus's tokens; give train.steps or "
-                f"train.tokens, or make token shards with `dstrain shards build --tokenizer`"
-            )
-        tokens = recipe.train.global_batch_rows * recipe.data.row_tokens
-        return cls(steps, tokens, step_flops(recipe, shape).model * tokens)
+    @property
+    def steps(self) -> int:
+        """Global steps of the whole run."""
+        return self.timeline.total_steps
+
+    def tokens(self, data_step: int) -> int:
+        """Tokens of the global batch of a data step."""
+        phase = self.timeline.phase_at(data_step)
+        return round(phase.global_batch_rows * self.row_tokens[phase.number])
+
+    def flops(self, data_step: int) -> float:
+        """Floating-point operations of training on the global batch of a data step."""
+        return self.token_flops[self.timeline.phase_at(data_step).number] * self.tokens(data_step)
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the first `step` global steps of the recipe."""
+        last = self.timeline.phase_at(max(step - 1, 0))
+        earlier = sum(self.tokens(phase.first_step) * phase.steps for phase in self.timeline.phases[: last.number])
+        return earlier + self.tokens(last.first_step) * (step - last.first_step)
 
 
 def task_class(recipe: Recipe) -> type["Task"]:
@@ -106,8 +138,9 @@ class Task(ABC):
     runtime: Runtime
     module: nn.Module  # wraps `model`; called on a micro-batch it returns (sum of losses, number right)
     totals: TaskTotals
-    lanes: int  # rows this far apart share a cursor
-    max_bad_samples: int
+    lanes: int  # row r of the run is of lane r mod lanes
+    origin: tuple[int, int] = (0, 0)  # data step and row at which today's data began: after `--allow data-change`
+    sources: tuple[str, ...] = ()  # of a mixture; where there is one source, none
     has_valid: bool = True  # whether there is held-out data
     counts_right: bool = True  # whether a prediction is right or wrong
     notes: Sequence[str] = ()  # what people should know about the data, for the log
@@ -115,22 +148,34 @@ class Task(ABC):
     @abstractmethod
     def __init__(self, recipe: Any, runtime: Runtime) -> None: ...
 
-    def steps(self, data_step: int, cursors: NDArray[np.int64] | None) -> AbstractContextManager[Iterator[StepBatch]]:
+    def steps(self, data_step: int) -> AbstractContextManager[Iterator[StepBatch]]:
         """This rank's step batches from `data_step` on: `rank_steps` of the runtime's rank."""
-        return self.rank_steps(self.runtime.rank, self.runtime.world_size, data_step, cursors)
+        return self.rank_steps(self.runtime.rank, self.runtime.world_size, data_step)
 
     @abstractmethod
     def rank_steps(
-        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
+        self, rank: int, world_size: int, data_step: int
     ) -> AbstractContextManager[Iterator[StepBatch]]:
         """An endless stream of the step batches of any rank of any world, from `data_step` on.
 
         Args:
             rank: whose batches.
             world_size: of how many ranks.
-            data_step: the first one; data step t consists of the rows t × global_batch_rows and following.
-            cursors: (lanes, 3) as saved, or None at the beginning of a run.
+            data_step: the first one; data step t consists of the rows from `first_row(t)` on.
         """
+
+    def first_row(self, data_step: int) -> int:
+        """Number of the first row of a data step; those of a step follow each other."""
+        began_at, row = self.origin
+        timeline = self.totals.timeline
+        return row + timeline.rows_before(data_step) - timeline.rows_before(began_at)
+
+    def phase_at(self, data_step: int) -> PhasePlan:
+        """The phase whose batch, rows and sources a data step has."""
+        return self.totals.timeline.phase_at(data_step)
+
+    def enter_phase(self, phase: PhasePlan) -> None:
+        """Make of the model what it is in a phase. Cheap, and the same however the run came there."""
 
     def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:
         """The batches with what their micro-batches need of the whole global batch: nothing, for most losses.
@@ -142,17 +187,25 @@ class Task(ABC):
         """
         return batches
 
+    def source_sums(self) -> Tensor | None:
+        """Of the last forward pass: each source's losses, right predictions and targets, fp64 (sources, 3).
+
+        None where there is one source.
+        """
+        return None
+
+    def source_tokens(self, data_step: int) -> dict[str, tuple[int, float]]:
+        """By source of a mixture, the tokens and the epochs of it in all rows before a data step."""
+        return {}
+
     @abstractmethod
-    def documents(
-        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
-    ) -> list[RowDocument]:
+    def documents(self, rank: int, world_size: int, data_step: int) -> list[RowDocument]:
         """The documents in a rank's rows of one data step, by row and place in it.
 
         Args:
             rank: whose rows.
             world_size: of how many ranks.
             data_step: which step.
-            cursors: (lanes, 3), where the lanes stood before it; None at the beginning of a run.
         """
 
     @abstractmethod
