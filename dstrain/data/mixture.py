@@ -7,13 +7,14 @@ distances and all take the same stride from row to row:
 
 - *A batch* is lanes at equal distances, once for each row that a lane has in it: every arc holds its share of them, to
   less than one row at each of its two ends.
-- *A lane* walks round the circle by `stride`, and *a stretch of steps* by `lanes × stride` measured in distances between
-  lanes. Both are rotations, and a rotation by a number whose continued fraction has small partial quotients is spread
-  as evenly as can be (Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992, section 3.1). The
-  stride is searched for so that both are, for the weights at hand: no source is ever three rows ahead or behind.
+- *A lane* walks round the circle by `stride`, and *a stretch of steps* by `stride` modulo the distance of two lanes.
+  Both are rotations, and a rotation by a number whose continued fraction has small partial quotients is spread as
+  evenly as can be (Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992, section 3.1). The
+  stride is searched for so that both are, for the weights at hand: a source is at most about three rows ahead or
+  behind, from the beginning of a phase to any step, over all lanes and in each of them.
 
-How many of a lane's first q rows are of one source is a sum of floor((a·i + b) / m) over i < q, which Euclid's algorithm
-gives in a logarithm of steps. So the row at step 10⁹ costs what the first one does.
+How many of a lane's first q rows are of one source is a sum of floor((a·i + b) / m) over i < q, which Euclid's
+algorithm gives in a logarithm of steps. So the row at step 10⁹ costs what the first one does.
 """
 
 from collections.abc import Sequence
@@ -119,27 +120,29 @@ def _error(stride: int, arcs: list[tuple[int, int]], lanes: int, spacing: int) -
     for start, end in arcs:
         arc = end - start
         of_lanes = ((points + some_lanes[:, None] - start) % circle < arc).astype(np.int64)
-        of_batch = -(
-            -(arc - (points - start) % spacing) // spacing
-        )  # lanes from the first one behind the arc's start on
+        of_batch = -(-(arc - (points - start) % spacing) // spacing)
         for counts, share in ((of_lanes, arc), (of_batch, arc * lanes)):
             worst = max(worst, int(np.abs(np.cumsum(counts * circle - share, axis=-1)).max()))
     return worst
 
 
 def _quotients(numerators: Int64Array, denominator: int) -> Int64Array:
-    """Sums of the partial quotients of continued fractions, as far as runs of `ROWS_MEASURED` rows can feel them."""
+    """How unevenly rotations by numerators ÷ denominator are spread, by the partial quotients of their fractions.
+
+    The sum of those that runs of `ROWS_MEASURED` rows can feel, and the largest of the rest, which longer runs feel.
+    """
     large, small = np.full_like(numerators, denominator), numerators.copy()
-    total, previous, convergent = np.zeros_like(numerators), np.zeros_like(numerators), np.ones_like(numerators)
-    while (going := (small > 0) & (convergent < ROWS_MEASURED)).any():
+    near, far = np.zeros_like(numerators), np.zeros_like(numerators)
+    previous, convergent = np.zeros_like(numerators), np.ones_like(numerators)
+    while (going := small > 0).any():
         quotient = np.where(going, large // np.maximum(small, 1), 0)
-        total += quotient
-        large, small = np.where(going, small, large), np.where(going, large - quotient * small, small)
-        previous, convergent = (
-            np.where(going, convergent, previous),
-            quotient * convergent + np.where(going, previous, convergent),
-        )
-    return total
+        is_near = convergent < ROWS_MEASURED
+        near += np.where(is_near, quotient, 0)
+        far = np.maximum(far, np.where(is_near, 0, quotient))
+        large, small = np.where(going, small, large), np.where(going, large - quotient * small, 0)
+        # Beyond what is near, only that is known of a convergent that it stays there.
+        previous, convergent = convergent, np.where(is_near, quotient * convergent + previous, convergent)
+    return near + far
 
 
 def _sums_of_floors(counts: Int64Array, modulus: int, factor: int, offsets: Int64Array) -> Int64Array:
