@@ -14,14 +14,25 @@ class SparseMaskedLm(nn.Module):
 
     A sum, because only the step knows by how many targets to divide: the mean over a micro-batch would weigh
     targets differently in every split of the global batch. Under 15 % masking the head works on 15 % of the tokens.
+
+    Given the sources of the rows, `source_sums` holds after a forward pass what each of them has in it: sum of the
+    losses, right predictions and targets, fp64 (sources, 3).
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    source_sums: Tensor | None = None
+
+    def __init__(self, model: PreTrainedModel, source_count: int = 1) -> None:
         super().__init__()
         self.model = model
+        self.source_count = source_count
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, masked_positions: Tensor, labels: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        masked_positions: Tensor,
+        labels: Tensor,
+        sources: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of right predictions, both fp32 scalars.
 
@@ -30,12 +41,28 @@ class SparseMaskedLm(nn.Module):
             position_ids: int64 (rows, tokens), 0 where a document starts.
             masked_positions: int64 (rows, masked).
             labels: int64 (rows, masked), `IGNORED` in slots that hold nothing.
+            sources: int64 (rows,), below `source_count`; None: nobody asks for them.
         """
         hidden = encode_packed(self.model, input_ids, position_ids)
-        return summed(predict_tokens(self.model, hidden_at(hidden, masked_positions)), labels)
+        return self.masked_sums(hidden, masked_positions, labels, sources)
+
+    def masked_sums(
+        self, hidden: Tensor, masked_positions: Tensor, labels: Tensor, sources: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from hidden states (rows, tokens, hidden_size)."""
+        logits = predict_tokens(self.model, hidden_at(hidden, masked_positions))
+        if sources is None:
+            return summed(logits, labels)
+        losses, right = each_loss(logits, labels)
+        with torch.no_grad():
+            of_rows = torch.stack([losses, right, (labels.flatten() != IGNORED).float()], dim=-1)
+            of_rows = of_rows.view(*labels.shape, 3).sum(dim=1)  # (rows, 3)
+            is_of = sources == torch.arange(self.source_count, device=sources.device)[:, None]  # (sources, rows)
+            self.source_sums = is_of.double() @ of_rows.double()
+        return losses.sum(), right.sum()
 
 
-class SparsePreTraining(nn.Module):
+class SparsePreTraining(SparseMaskedLm):
     """BertForPreTraining that does the same, and judges of each pair whether its two texts belong together.
 
     After a forward pass `pair_sums` holds the pairs' own: sum of the losses and number right, fp32 (2,).
@@ -43,11 +70,7 @@ class SparsePreTraining(nn.Module):
 
     pair_sums: Tensor
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor,
         position_ids: Tensor,
@@ -57,18 +80,19 @@ class SparsePreTraining(nn.Module):
         pair_starts: Tensor,
         pair_labels: Tensor,
         pair_weight: Tensor,
+        sources: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum of the losses, and number of right predictions of masked tokens, both fp32 scalars.
 
         Args:
-            input_ids, position_ids, masked_positions, labels: as for `SparseMaskedLm`; every pair is a document.
+            input_ids, position_ids, masked_positions, labels, sources: as for `SparseMaskedLm`; every pair is a document.
             token_type_ids: int64 (rows, tokens), 1 in the second text of a pair.
             pair_starts: int64 (rows, pairs), where the pairs have their [CLS].
             pair_labels: int64 (rows, pairs), 0 or 1; `IGNORED` in slots that hold nothing.
             pair_weight: fp32 scalar, what the loss of a pair counts beside that of a masked token.
         """
         hidden = encode_packed(self.model, input_ids, position_ids, token_type_ids=token_type_ids)
-        loss, right = summed(predict_tokens(self.model, hidden_at(hidden, masked_positions)), labels)
+        loss, right = self.masked_sums(hidden, masked_positions, labels, sources)
         pair_loss, pairs_right = summed(predict_pairs(self.model, hidden_at(hidden, pair_starts)), pair_labels)
         self.pair_sums = torch.stack([pair_loss.detach(), pairs_right])
         return loss + pair_weight * pair_loss, right
@@ -78,6 +102,15 @@ def hidden_at(hidden: Tensor, positions: Tensor) -> Tensor:
     """Of (rows, tokens, hidden_size) those at `positions` (rows, n), as (rows × n, hidden_size)."""
     width = hidden.shape[-1]
     return hidden.gather(1, positions[:, :, None].expand(-1, -1, width)).view(-1, width)
+
+
+def each_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies, and whether predictions are right, fp32 (n,); of (n, classes) and as many labels."""
+    logits, targets = logits.float(), labels.reshape(-1)
+    losses = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    with torch.no_grad():
+        right = (logits.argmax(dim=-1) == targets).float()
+    return losses, right
 
 
 def summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@
 
 Row r of the run is row `order(epoch)[r % rows]` of epoch `r // rows`, and the order of an epoch is drawn from
 (seed, epoch): a step's rows are a pure function of the files, the recipe and the step, and resuming needs no more.
+Rank k of W has the rows k, k + W, … of a step, which need not be as many on every rank.
 """
 
 import hashlib
@@ -26,12 +27,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.model.lora import base_identity
 from dstrain.model.shape import shape_of_config
-from dstrain.plan import step_flops, total_steps
+from dstrain.plan import batch_plan, step_flops
+from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.schema import ExampleRecipe
 from dstrain.tasks.batching import padded
 from dstrain.tasks.epochs import epoch_order
 from dstrain.tasks.splits import SplitReader, Splits
-from dstrain.tasks.task import Inputs, RowDocument, StepBatch, Task, TaskTotals
+from dstrain.tasks.task import Inputs, MicroBatch, RowDocument, StepBatch, Task, TaskTotals
 from dstrain.train.runtime import Runtime
 
 Answer = NDArray[np.float64]
@@ -71,10 +73,9 @@ class Head(nn.Module):
 
 
 class ExampleTask(Task, Generic[E]):
-    """A task on labelled examples, on one rank. `R` is its recipe's class, `E` that of an example."""
+    """A task on labelled examples, on one rank. `E` is the class of an example."""
 
     module: Head
-    max_bad_samples = 0  # mistakes in files are found before training
     text_to_text: ClassVar[bool] = False  # whether the model writes text
 
     def __init__(self, recipe: ExampleRecipe, runtime: Runtime) -> None:
@@ -87,12 +88,12 @@ class ExampleTask(Task, Generic[E]):
         self.notes, self.facts = [*reader.notes, *self.notes_on_rows()], reader.facts
         self._judged: dict[str, list[dict[str, Any]]] = {}  # by split, of the last evaluation
         train = self.rows["train"]
-        # Rows of different lengths: count real tokens, not those of full rows.
-        steps = total_steps(recipe, len(train) * recipe.data.row_tokens)
-        assert steps is not None, "the number of rows is known"
-        tokens_per_step = round(sum(row.tokens for row in train) / len(train) * recipe.train.global_batch_rows)
+        timeline = make_timeline(recipe, len(train) * recipe.data.row_tokens)
+        assert timeline is not None, "the number of rows is known"
         shape = shape_of_config(recipe.model.architecture, self.model.config.to_dict())
-        self.totals = TaskTotals(steps, tokens_per_step, step_flops(recipe, shape).model * tokens_per_step)
+        # Rows of different lengths: count real tokens, not those of full rows.
+        row_tokens = sum(row.tokens for row in train) / len(train)
+        self.totals = TaskTotals(timeline, (row_tokens,), (step_flops(recipe, shape).model,))
         self.lanes = recipe.train.global_batch_rows
         self._lengths = [row.tokens for row in train]
         self._order = lru_cache(maxsize=2)(self._draw_order)  # a step may begin in one epoch and end in the next
@@ -149,15 +150,11 @@ class ExampleTask(Task, Generic[E]):
         return self._identity
 
     @contextmanager
-    def rank_steps(
-        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
-    ) -> Iterator[Iterator[StepBatch]]:
-        """See `Task`. `cursors` are not needed: the step alone tells the rows."""
+    def rank_steps(self, rank: int, world_size: int, data_step: int) -> Iterator[Iterator[StepBatch]]:
+        """See `Task`."""
         yield (self._batch(rank, world_size, step) for step in count(data_step))
 
-    def documents(
-        self, rank: int, world_size: int, data_step: int, cursors: NDArray[np.int64] | None
-    ) -> list[RowDocument]:
+    def documents(self, rank: int, world_size: int, data_step: int) -> list[RowDocument]:
         """See `Task`."""
         row_numbers, chosen = self._chosen(rank, world_size, data_step)
         found = []
@@ -186,26 +183,28 @@ class ExampleTask(Task, Generic[E]):
 
     def _chosen(self, rank: int, world_size: int, step: int) -> tuple[NDArray[np.int64], list[Row]]:
         """A rank's row numbers of a step, and which row of the training examples each of them is."""
-        all_rows, train = self._recipe.train.global_batch_rows, self.rows["train"]
-        row_numbers = np.arange(step * all_rows + rank, (step + 1) * all_rows, world_size, dtype=np.int64)
-        return row_numbers, [train[int(self._order(r // len(train))[r % len(train)])] for r in row_numbers.tolist()]
+        first, train = self.first_row(step), self.rows["train"]
+        row_numbers = np.arange(first + rank, self.first_row(step + 1), world_size, dtype=np.int64)
+        numbers = row_numbers - self.origin[1]  # of today's files
+        return row_numbers, [train[int(self._order(r // len(train))[r % len(train)])] for r in numbers.tolist()]
 
     def _batch(self, rank: int, world_size: int, step: int) -> StepBatch:
-        """A rank's rows of global step `step`."""
+        """A rank's rows of global step `step`, in as many micro-batches as every rank makes of its own."""
         row_numbers, chosen = self._chosen(rank, world_size, step)
-        micro = self.runtime.batch.micro_batch_rows
         digest = np.zeros(2, np.int64)
         for row_number, row in zip(row_numbers.tolist(), chosen, strict=True):
             digest += _row_digest(row_number, row)
-        next_rows = row_numbers + self.lanes  # there are as many lanes as rows in a step
-        total = len(self.rows["train"])
+        accumulation = batch_plan(self._recipe, world_size).accumulation
+        micro_batches = [
+            MicroBatch(self.inputs([chosen[place] for place in places]), row_numbers[places])
+            for places in np.array_split(np.arange(len(chosen)), min(accumulation, len(chosen)))
+        ]
+        missing = accumulation - len(micro_batches)
         return StepBatch(
             data_step=step,
-            row_numbers=row_numbers,
-            micro_batches=[self.inputs(chosen[at : at + micro]) for at in range(0, len(chosen), micro)],
+            micro_batches=micro_batches + [MicroBatch(self.inputs(chosen[:1]), row_numbers[:0])] * missing,
             targets=sum(row.targets for row in chosen),
             digest=digest,
-            cursors=np.stack([next_rows // total, next_rows % total, np.zeros_like(next_rows)], axis=1),
         )
 
     # ------------------------------------------------------------ evaluation
@@ -227,7 +226,7 @@ class ExampleTask(Task, Generic[E]):
         """
         rows = self.rows[split]
         by_length = np.argsort([-row.tokens for row in rows], kind="stable")
-        micro = runtime.batch.micro_batch_rows
+        micro = self._recipe.train.micro_batch_rows
         batches = [by_length[start : start + micro] for start in range(0, len(rows), micro)]
         mine = batches[runtime.rank :: runtime.world_size]
         passes = -(-len(batches) // runtime.world_size)

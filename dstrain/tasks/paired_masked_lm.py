@@ -13,10 +13,8 @@ from dstrain.data.pairs import token_types
 from dstrain.data.rows import StepRows
 from dstrain.model.encoder import encode_packed, predict_pairs, predict_tokens
 from dstrain.model.sparse import SparsePreTraining
-from dstrain.recipe.schema import MaskedLmRecipe
 from dstrain.tasks.masked_lm import MaskedLm
-from dstrain.tasks.task import Inputs, StepBatch
-from dstrain.train.runtime import Runtime
+from dstrain.tasks.task import MicroBatch, StepBatch
 
 
 class PairedMaskedLm(MaskedLm):
@@ -28,10 +26,6 @@ class PairedMaskedLm(MaskedLm):
     auto_model = AutoModelForPreTraining
     wrapper = SparsePreTraining
     module: SparsePreTraining
-
-    def __init__(self, recipe: MaskedLmRecipe, runtime: Runtime) -> None:
-        super().__init__(recipe, runtime)
-        self._identity["data"]["pairs"] = recipe.data.pairs.model_dump(mode="json")
 
     def arrays(self, rows: StepRows) -> dict[str, NDArray[np.integer]]:
         """See `MaskedLm`."""
@@ -47,14 +41,15 @@ class PairedMaskedLm(MaskedLm):
         targets, pairs = self.runtime.all_reduce_sum(own)
         weight = torch.tensor(targets / max(pairs, 1), dtype=torch.float32, device=self.runtime.device)
         return [
-            replace(batch, micro_batches=[inputs | {"pair_weight": weight} for inputs in batch.micro_batches])
+            replace(batch, micro_batches=[each.with_inputs(pair_weight=weight) for each in batch.micro_batches])
             for batch in batches
         ]
 
-    def sums(self, module: nn.Module, inputs: Inputs) -> Tensor:
+    def sums(self, module: nn.Module, micro_batch: MicroBatch) -> Tensor:
         """See `MaskedLm`: loss, right and targets of the pairs come after those of the masked tokens, fp64 (6,)."""
-        masked = super().sums(module, inputs | {"pair_weight": torch.zeros((), device=self.runtime.device)})
-        pairs = (inputs["pair_labels"] >= 0).sum(dtype=torch.float64)
+        without_pairs = micro_batch.with_inputs(pair_weight=torch.zeros((), device=self.runtime.device))
+        masked = super().sums(module, without_pairs)
+        pairs = (micro_batch.inputs["pair_labels"] >= 0).sum(dtype=torch.float64)
         return torch.cat([masked, self.module.pair_sums.double(), pairs[None]])
 
     def metrics(self, sums: NDArray[np.float64]) -> dict[str, float]:

@@ -171,14 +171,15 @@ class Retrieval(ExampleTask[Query]):
         """See `Task`: each micro-batch gets the losses of its rows in the global batch, and what they hand down."""
         step, loss = batches[0].data_step, self._recipe.loss
         rows = self._chosen(0, 1, step)[1]  # of the whole global batch
-        layout = _Layout(step, rows)
+        layout = _Layout(self.first_row(step), rows)
         vectors = torch.zeros(layout.texts, self.model.config.hidden_size, device=self.runtime.device)
         with torch.no_grad():
             for batch in batches:
                 micro_batches = seeded_micro_batches(batch, self._recipe.train.seed)
-                for inputs, (_, places) in zip(micro_batches, layout.places(batch), strict=True):
-                    self.runtime.engine(**inputs)
-                    vectors[places] = self.module.outputs
+                for micro_batch, (_, places) in zip(micro_batches, layout.places(batch), strict=True):
+                    self.runtime.engine(**micro_batch.inputs)
+                    if len(micro_batch.row_numbers):
+                        vectors[places] = self.module.outputs
         vectors = self.runtime.all_reduce_sum_tensor(vectors)  # each is 0 but on one rank, so that sums are exact
         found = contrast(
             vectors[: len(rows)],
@@ -196,8 +197,10 @@ class Retrieval(ExampleTask[Query]):
             replace(
                 batch,
                 micro_batches=[
-                    inputs | {"gradients": gradients[all_], "losses": found.losses[own], "right": found.right[own]}
-                    for inputs, (own, all_) in zip(batch.micro_batches, layout.places(batch), strict=True)
+                    micro_batch.with_inputs(
+                        gradients=gradients[all_], losses=found.losses[own], right=found.right[own]
+                    )
+                    for micro_batch, (own, all_) in zip(batch.micro_batches, layout.places(batch), strict=True)
                 ],
             )
             for batch in batches
@@ -307,8 +310,8 @@ class Retrieval(ExampleTask[Query]):
 class _Layout:
     """Where the texts of a global batch lie: all queries by row, then the documents of each row in turn."""
 
-    def __init__(self, step: int, rows: Sequence[Row]) -> None:
-        self._first_row = step * len(rows)
+    def __init__(self, first_row: int, rows: Sequence[Row]) -> None:
+        self._first_row = first_row
         sizes = [len(row.target) - 1 for row in rows]
         self._ends: NDArray[np.int64] = np.cumsum(sizes)
         self.first_documents: NDArray[np.int64] = self._ends - np.array(sizes)  # (rows,) among the documents
@@ -317,12 +320,14 @@ class _Layout:
         self._rows = len(rows)
 
     def places(self, batch: StepBatch) -> list[tuple[Tensor, Tensor]]:
-        """Of each micro-batch its rows of the global batch, and the places of its texts, queries first."""
-        found, done = [], 0
-        for inputs in batch.micro_batches:
-            count = len(inputs["input_ids"])
-            own = batch.row_numbers[done : done + count] - self._first_row
-            done += count
+        """Of each micro-batch its rows of the global batch, and the places of its texts, queries first.
+
+        A micro-batch that counts for nothing has the first row of its rank.
+        """
+        found = []
+        for micro_batch in batch.micro_batches:
+            numbers = micro_batch.row_numbers if len(micro_batch.row_numbers) else batch.row_numbers[:1]
+            own = numbers - self._first_row
             documents = [np.arange(self.first_documents[row], self._ends[row]) + self._rows for row in own]
             found.append((torch.from_numpy(own), torch.from_numpy(np.concatenate([own, *documents]))))
         return found

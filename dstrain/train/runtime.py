@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dstrain.plan import BatchPlan, batch_plan, deepspeed_config
 from dstrain.plan.engine import clips_itself
+from dstrain.plan.timeline import PhasePlan
 from dstrain.recipe.schema import Recipe
 
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=30)
@@ -112,14 +113,26 @@ class Runtime:
         clip = 0.0 if clips_itself(self.recipe) else (train.clip_grad_norm or 0.0)
         self._require("gradient clipping", float(self.engine.gradient_clipping()), clip)
 
-    def backward(self, loss_sum: Tensor, global_targets: int) -> None:
+    def enter_phase(self, phase: PhasePlan) -> BatchPlan:
+        """Tell DeepSpeed how the batch of a phase is split over the ranks."""
+        batch = batch_plan(self.recipe, self.world_size, phase)
+        rows = self.world_size * batch.micro_batch_rows * batch.accumulation
+        self.engine.set_train_micro_batch_size(batch.micro_batch_rows)
+        self.engine.set_train_batch_size(rows)
+        self._require("accumulation", self.engine.gradient_accumulation_steps(), batch.accumulation)
+        self._require("the micro-batch", self.engine.train_micro_batch_size_per_gpu(), batch.micro_batch_rows)
+        self._require("the batch", self.engine.train_batch_size(), rows)
+        return batch
+
+    def backward(self, loss_sum: Tensor, global_targets: int, *, is_last: bool) -> None:
         """Backpropagate a micro-batch's summed loss, so that the step's gradient is that of sum ÷ global targets.
 
-        DeepSpeed divides by the accumulation steps and averages over ranks; this undoes both.
+        DeepSpeed averages over ranks, which this undoes. It is told not to divide by the number of micro-batches, and
+        which of them is the last of a step: its own count would be wrong behind the border of a phase.
         """
-        scale = self.world_size * self.batch.accumulation / max(global_targets, 1)
-        self.engine.backward(loss_sum * scale)
-        if not self.engine.is_gradient_accumulation_boundary():
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.engine.backward(loss_sum * (self.world_size / max(global_targets, 1)), scale_wrt_gas=False)
+        if not is_last:
             self.engine.step()  # only counts the micro-batch
 
     def apply_step(self, learning_rate: float) -> bool:
