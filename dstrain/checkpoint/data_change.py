@@ -1,7 +1,7 @@
 """`--allow data-change`: a run goes on with other data than its newest checkpoint was trained on.
 
-Weights, optimizer and step go on; the new data is read from its beginning, unless only batch or masks have changed. Row
-numbers go on as well, so that no mask is ever drawn twice. What changed, and where, stands in every later manifest.
+Weights, optimizer and step go on; the new data is read from its beginning, from the next data step on. Row numbers go
+on as well, so that no mask is ever drawn twice. What changed, and where, stands in every later manifest.
 
 The permission stands in the run's folder and names the data that may be left: it lasts until a checkpoint of the new
 data is committed, however often the start fails, and not one change longer.
@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.checkpoint.durable import write_durably
+from dstrain.checkpoint.identity import Identity, differences
 from dstrain.checkpoint.manifest import Manifest, committed
 from dstrain.checkpoint.store import Place
+from dstrain.recipe.difference import Difference
 
 DATA_CHANGE = "data-change"  # what --allow takes
 PERMISSION = "data-change.json"  # in the run's folder
-FIXED = ("task", "labels", "base")  # of an identity: the head is made for them, and adapters for their base
-ORDER = ("corpus", "tokenizer", "data.lanes", "data.seed", "data.shuffle_window")  # what a cursor is a place in
+
+
+def changes(manifest: Manifest, identity: Identity) -> list[Difference]:
+    """In what data differs from what a checkpoint was trained on, as far as that was trained on."""
+    return differences(manifest.identity, identity, manifest.data_origin[0], manifest.data_step)
 
 
 def permit(run_dir: Path) -> None:
@@ -44,53 +49,39 @@ def permitted(run_dir: Path) -> dict[str, Any]:
 
 def last_step_of_other_data(run: Place) -> int:
     """The step after which a run went on, or may go on, with the data of its recipe; -1 where there was no other."""
-    changes = [change for folder in committed(run)[:1] for change in Manifest.read(folder).data_changes]
-    steps = [change["step"] for change in changes]
+    data_changes = [change for folder in committed(run)[:1] for change in Manifest.read(folder).data_changes]
+    steps = [change["step"] for change in data_changes]
     if isinstance(run, Path):
         steps.append(permitted(run).get("step", -1))
     return max(steps, default=-1)
 
 
-def on_other_data(
-    manifest: Manifest, permission: dict[str, Any], identity: dict[str, Any], lanes: int, batch_rows: int
-) -> Manifest:
+def on_other_data(manifest: Manifest, permission: dict[str, Any], identity: Identity) -> Manifest:
     """The manifest of a checkpoint as if it were of other data; as it is, where the data is the same or not permitted.
 
     Args:
         manifest: of the checkpoint.
         permission: see `permitted`.
         identity: of the data to go on with.
-        lanes: that the data is read in.
-        batch_rows: rows of a global batch from here on.
     """
-    changed = differences(manifest.identity, identity)
-    names = {line.split(" was ")[0] for line in changed}
-    if not changed or names & set(FIXED) or permission.get("identity") != _digest(manifest.identity):
+    changed = changes(manifest, identity)
+    may_leave = permission.get("identity") == _digest(manifest.identity)
+    if not changed or not may_leave or not all(difference.is_of_data for difference in changed):
         return manifest
-    first_unused_row = manifest.data_step * manifest.identity["global_batch_rows"]
-    data_step = -(-first_unused_row // batch_rows)
-    keeps_place = not names & set(ORDER) and len(manifest.cursors) == lanes
-    change = {"step": manifest.step, "data_step": data_step, "changed": changed}
+    change = {
+        "step": manifest.step,
+        "data_step": manifest.data_step,
+        "first_row": manifest.next_row,
+        "changed": [difference.to_json() for difference in changed],
+    }
     return replace(
         manifest,
         identity=identity,
-        data_step=data_step,
-        cursors=manifest.cursors if keeps_place else [[0, 0, 0]] * lanes,
         best=None,  # of another evaluation, perhaps
         plateau=None if manifest.plateau is None else manifest.plateau | {"value": None, "since": 0},
         data_changes=[*manifest.data_changes, change],
     )
 
 
-def differences(saved: Any, now: Any, name: str = "") -> list[str]:
-    """Lines such as `data.seed was 1, is 2`, sorted; empty where two identities are equal."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        keys = saved.keys() | now.keys()
-        return sorted(
-            line for key in keys for line in differences(saved.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-        )
-    return [] if saved == now else [f"{name} was {saved!r}, is {now!r}"]
-
-
-def _digest(identity: dict[str, Any]) -> str:
+def _digest(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

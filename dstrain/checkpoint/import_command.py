@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dstrain.checkpoint.commit import explain_os_error
 from dstrain.checkpoint.foreign import open_foreign, renamed
 from dstrain.checkpoint.foreign_piece import Foreign, ForeignPiece
 from dstrain.checkpoint.fragments import MOMENTS, fragment_key
+from dstrain.checkpoint.identity import Identity, row_at, step_of_row
 from dstrain.checkpoint.manifest import Manifest, checkpoints_of, committed
 from dstrain.checkpoint.store import Place
 from dstrain.checkpoint.store_owner import owned_store
@@ -26,10 +24,10 @@ from dstrain.checkpoint.verify import check_completeness, check_file
 from dstrain.errors import EXIT_DONE, CheckpointError
 from dstrain.launch.prepare import open_corpus, write_recipe
 from dstrain.launch.run_folder import exclusive
+from dstrain.plan.schedule import learning_rate
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import Task, task_class
-from dstrain.train.optim import learning_rate
 from dstrain.train.runtime import Runtime
 from dstrain.train.state import model_config, parameter_shapes
 
@@ -75,7 +73,7 @@ def import_checkpoint(
         run_dir: where to; with the recipe, without checkpoints.
         recipe: of the run that goes on from it.
         task: the recipe's, whose model is in one piece.
-        first_row: with which row the data goes on; a multiple of the global batch.
+        first_row: with which row the data goes on; the first one of a global batch.
         step: the step that it is of (default: what it says itself).
 
     Raises:
@@ -90,7 +88,7 @@ def import_checkpoint(
         raise CheckpointError(
             f"--step {number}: Adam made {foreign.optimizer_steps} updates before; give at least that"
         )
-    data_step, cursors = _data_position(task, recipe.train.global_batch_rows, first_row)
+    data_step = _data_step(task.identity(), first_row)
     target = target_of(run_dir, number)
     try:
         target.prepare()
@@ -103,10 +101,8 @@ def import_checkpoint(
             step=number,
             data_step=data_step,
             optimizer_steps=foreign.optimizer_steps,
-            cursors=cursors.tolist(),
-            bad_samples=0,
             rollbacks=0,
-            learning_rate=learning_rate(recipe, number, task.totals.steps),
+            learning_rate=learning_rate(recipe, task.totals.timeline, number, None),
             rng={"scheme": "counter", "seed": recipe.train.seed},
             identity=task.identity(),
             topology={
@@ -172,19 +168,15 @@ def _named(what: str, names: list[str]) -> str:
     return f"{what}: {', '.join(names[:NAMES_SHOWN])}{more}"
 
 
-def _data_position(task: Task, batch_rows: int, first_row: int) -> tuple[int, NDArray[np.int64]]:
-    """The data step that begins with a row, and where every lane stands there; rows before it are read for that."""
-    if first_row < 0 or first_row % batch_rows:
+def _data_step(identity: Identity, first_row: int) -> int:
+    """The data step that begins with a row."""
+    data_step = step_of_row(identity, max(first_row, 0))
+    if row_at(identity, data_step) != first_row:
         raise CheckpointError(
-            f"--rows {first_row}: the data goes on at the beginning of a global batch; give a multiple of "
-            f"train.global_batch_rows={batch_rows}"
+            f"--rows {first_row}: the data goes on at the beginning of a global batch; give "
+            f"{row_at(identity, data_step)} or {row_at(identity, data_step + 1)}"
         )
-    cursors = np.zeros((task.lanes, 3), np.int64)
-    if first_row:
-        with task.rank_steps(0, 1, 0, None) as batches:
-            for _ in range(first_row // batch_rows):
-                cursors = next(batches).cursors
-    return first_row // batch_rows, cursors
+    return data_step
 
 
 def _files(foreign: Foreign, wanted: dict[str, dict[str, Any]]) -> Iterator[list[ForeignPiece]]:

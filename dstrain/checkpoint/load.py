@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dstrain.checkpoint.files import TORCH_DTYPES
@@ -30,11 +28,6 @@ class Source:
     folder: Place
     manifest: Manifest
     skipped: list[str]
-
-    @property
-    def cursors(self) -> NDArray[np.int64]:
-        """Where every lane of the run stands, (lanes, 3)."""
-        return np.array(self.manifest.cursors, np.int64)
 
 
 def choose(runtime: Runtime, run_dir: Path, damaged: Sequence[str] = ()) -> Source | None:

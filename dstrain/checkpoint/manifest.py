@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import yaml
 
+from dstrain.checkpoint.identity import row_at
 from dstrain.checkpoint.store import Place, StorePath
 from dstrain.errors import CheckpointError
 
-FORMAT = 3
-READABLE = (1, 2, 3)  # 1 had no `origin` and no `scores`, 2 no `data_changes`, no `plateau`
+FORMAT = 4  # those before it had cursors: another law of the data
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{10})")
 
@@ -27,19 +27,18 @@ class Manifest:
     """Everything that is not in the fragments. Plain JSON, readable without torch.
 
     `step` counts applied or skipped updates; `data_step` counts consumed global batches and runs ahead of it after a
-    rollback, which drops the rows that led to it. `cursors` (lanes, 3) belong to `data_step`. `rng` names a scheme and
-    a seed: random numbers are functions of (seed, row number), so there is no generator state to save. `model_config`
-    is the Transformers config of what was trained, so that a checkpoint can become a model by itself. `origin` says
-    where a run that was imported began ("step", "data_step") and what from ("source"); None: at step 0, row 0. `scores`
-    are the numbers of an evaluation of this very step, by their names in metrics.jsonl; often there was none.
-    `data_changes` are the steps after which the run went on with other data, see `data_change.py`.
+    rollback, which drops the rows that led to it. Which rows come next follows from it and `identity` alone, see
+    `identity.py`. `rng` names a scheme and a seed: random numbers are functions of (seed, row number), so there is no
+    generator state to save. `model_config` is the Transformers config of what was trained, so that a checkpoint can
+    become a model by itself. `origin` says where a run that was imported began ("step", "data_step") and what from
+    ("source"); None: at step 0, row 0. `scores` are the numbers of an evaluation of this very step, by their names in
+    metrics.jsonl; often there was none. `data_changes` are the steps after which the run went on with other data, see
+    `data_change.py`.
     """
 
     step: int
     data_step: int
     optimizer_steps: int
-    cursors: list[list[int]]
-    bad_samples: int
     rollbacks: int
     learning_rate: float
     rng: dict[str, Any]
@@ -51,7 +50,7 @@ class Manifest:
     scores: dict[str, float] = field(default_factory=dict)
     origin: dict[str, Any] | None = None
     best: dict[str, Any] | None = None  # {"step", "value", "since"}: the best evaluation, and how many came after it
-    data_changes: list[dict[str, Any]] = field(default_factory=list)  # {"step", "data_step", "changed"}
+    data_changes: list[dict[str, Any]] = field(default_factory=list)  # {"step", "data_step", "first_row", "changed"}
     plateau: dict[str, Any] | None = None  # as `best`, with "reductions" of the learning rate, where that goes by it
     format: int = FORMAT
 
@@ -59,6 +58,20 @@ class Manifest:
     def began(self) -> dict[str, Any]:
         """The "step" and "data_step" since which the run has gone on with the data that it has now."""
         return (self.data_changes or [self.origin or {"step": 0, "data_step": 0}])[-1]
+
+    @property
+    def data_origin(self) -> tuple[int, int]:
+        """The data step and the row with which the data that the run has now began: (0, 0), or a change of data.
+
+        An imported run may begin later than its data.
+        """
+        change = self.data_changes[-1] if self.data_changes else {"data_step": 0, "first_row": 0}
+        return change["data_step"], change["first_row"]
+
+    @property
+    def next_row(self) -> int:
+        """The row with which the data goes on after this checkpoint."""
+        return row_at(self.identity, self.data_step, self.data_origin)
 
     def text(self) -> str:
         """The file's content, with a digest of the rest at its end, so that no byte of it can flip unseen."""
@@ -70,7 +83,7 @@ class Manifest:
 
         Raises:
             CheckpointError: it is missing or damaged.
-            OtherFormatError: it is sound, and of a format that this version does not know.
+            OtherFormatError: it is sound, and of another law of the data or of a newer format.
         """
         path = folder / MANIFEST
         try:
@@ -85,9 +98,14 @@ class Manifest:
             raise CheckpointError(f"{path} is damaged: {error}") from None
         if _digest(manifest) != digest or _written(manifest) != content:
             raise CheckpointError(f"{path} is damaged: its digest does not match its content")
-        if manifest["format"] not in READABLE:
+        if manifest["format"] < FORMAT:
             raise OtherFormatError(
-                f"{path} is of checkpoint format {manifest['format']}, this dstrain reads up to format {FORMAT}; "
+                f"{path} is of another law of the data (checkpoint format {manifest['format']}, this dstrain has "
+                f"{FORMAT}): start anew with another --run-dir, or use the version of dstrain that wrote it"
+            )
+        if manifest["format"] > FORMAT:
+            raise OtherFormatError(
+                f"{path} is of checkpoint format {manifest['format']}, this dstrain reads format {FORMAT}; "
                 f"use the version of dstrain that wrote it, or start anew with another --run-dir"
             )
         return cls(**manifest)

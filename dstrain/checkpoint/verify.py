@@ -6,14 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from dstrain.checkpoint.data_change import changes
+from dstrain.checkpoint.identity import Identity, SourceContent, contents_of, stream_identity
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, step_of
 from dstrain.checkpoint.scan import Header, read_header, scan_file
 from dstrain.checkpoint.store import Place, StorePath
 from dstrain.checkpoint.stored import DamagedError, stored_headers
 from dstrain.errors import CheckpointError
-from dstrain.recipe.schema import Recipe
+from dstrain.plan.timeline import make_timeline
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+
+_ENDLESS = 1 << 60  # tokens of a source whose size does not matter
 
 
 def verify(folder: Place) -> list[str]:
@@ -127,7 +131,7 @@ def check_completeness(folder: Place, manifest: Manifest) -> list[str]:
 
 
 def check_coherence(folder: Place, manifest: Manifest) -> list[str]:
-    """Check that counters, cursors and the random numbers' scheme of a manifest can be those of one run."""
+    """Check that counters and the random numbers' scheme of a manifest can be those of one run."""
     problems = []
     if manifest.step != step_of(folder):
         problems.append(f"{folder}: its manifest is of step {manifest.step}")
@@ -139,25 +143,35 @@ def check_coherence(folder: Place, manifest: Manifest) -> list[str]:
             f"{folder}: {manifest.optimizer_steps} applied of {steps} after {consumed} batches "
             f"cannot be: no step is applied twice, and each consumes a batch"
         )
-    lanes = manifest.identity.get("data", {}).get("lanes", manifest.identity.get("global_batch_rows"))
-    if lanes is not None and len(manifest.cursors) != lanes:
-        problems.append(f"{folder}: {len(manifest.cursors)} cursors for {lanes} lanes")
-    if any(len(cursor) != 3 or min(cursor) < 0 for cursor in manifest.cursors):
-        problems.append(f"{folder}: a cursor is not three numbers from 0 up (epoch, document, token)")
     if manifest.rng.get("scheme") != "counter":
         problems.append(f"{folder}: random numbers by {manifest.rng.get('scheme')!r}, this dstrain knows 'counter'")
     return problems
 
 
 def check_recipe_of(folder: Place, manifest: Manifest, recipe: Recipe) -> list[str]:
-    """Check that a checkpoint is of its run's recipe: task, batch, and what decides the order of the data."""
-    data = recipe.data.model_dump(mode="json")
-    here: dict[str, Any] = {"task": recipe.task, "global_batch_rows": recipe.train.global_batch_rows}
-    here |= {f"data.{key}": data.get(key) for key in manifest.identity.get("data", {})}
-    saved = {key: value for key, value in manifest.identity.items() if key in here}
-    saved |= {f"data.{key}": value for key, value in manifest.identity.get("data", {}).items()}
+    """Check that a checkpoint is of its run's recipe: task, batches, and what decides the order of the data.
+
+    Corpora and tokenizer are not opened: their contents are taken to be those of the checkpoint.
+    """
+    now = _identity_by_numbers(manifest, recipe)
     return [
-        f"{folder}: {key} was {value!r}, recipe.yaml of its run has {here[key]!r}: it is another recipe's checkpoint"
-        for key, value in saved.items()
-        if here[key] != value
+        f"{folder}: it is another recipe's checkpoint, going by recipe.yaml of its run: {difference}"
+        for difference in changes(manifest, now)
     ]
+
+
+def _identity_by_numbers(manifest: Manifest, recipe: Recipe) -> Identity:
+    """The identity of a recipe as far as it can be said without its data; the rest is the checkpoint's."""
+    saved = manifest.identity
+    if not isinstance(recipe, MaskedLmRecipe) or "phases" not in saved:
+        data = recipe.data.model_dump(mode="json", include=set(saved.get("data", {})))
+        batch = {"global_batch_rows": recipe.train.global_batch_rows} if "global_batch_rows" in saved else {}
+        return saved | {"task": recipe.task, "data": data} | batch
+    contents = contents_of(saved)
+    names = [name for name in recipe.data.training_sources if name not in contents]
+    renamed = [content for name, content in contents.items() if name not in recipe.data.training_sources]
+    contents |= dict(zip(names, renamed, strict=False))  # sources may have other names now
+    contents |= {name: SourceContent("", _ENDLESS) for name in names[len(renamed) :]}  # of phases to come
+    timeline = make_timeline(recipe, {name: content.total_tokens for name, content in contents.items()})
+    assert timeline is not None, "all sizes are known"
+    return saved | stream_identity(recipe, timeline, contents, saved["tokenizer"])

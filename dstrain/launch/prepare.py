@@ -8,21 +8,23 @@ makes DIR ready for one more attempt and prints that attempt's number; the plain
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dstrain.checkpoint.data_change import DATA_CHANGE, permit
-from dstrain.checkpoint.manifest import checkpoints_of
+from dstrain.checkpoint.data_change import DATA_CHANGE, changes, permit
+from dstrain.checkpoint.identity import Identity, stream_identity
+from dstrain.checkpoint.manifest import Manifest, OtherFormatError, checkpoints_of, committed
 from dstrain.checkpoint.store import StorePath
 from dstrain.checkpoint.store_owner import claim
 from dstrain.data.shards import Corpus
-from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
+from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, CheckpointError, UserError
 from dstrain.launch.run_folder import newest_checkpoint_step, next_attempt
+from dstrain.plan.timeline import make_timeline
+from dstrain.recipe.difference import Difference
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml, resume_differences
-
-_DATA_KEYS = ("data.", "tokenizer:", "train.global_batch_rows:")
 
 
 def check_recipe(run_dir: Path, recipe: Recipe, allow: str | None = None) -> None:
@@ -30,28 +32,73 @@ def check_recipe(run_dir: Path, recipe: Recipe, allow: str | None = None) -> Non
 
     A folder in which no step was trained yet is free, so that a recipe can be corrected after a failed start.
 
+    Paths do not count, but what lies there: shards and tokenizer are opened, and compared with the newest checkpoint.
+
     Args:
         run_dir: the run's folder.
         recipe: to go on with.
         allow: DATA_CHANGE: what decides the rows may differ.
 
     Raises:
-        UserError: it belongs to a recipe that differs in what must not change on resume; names each key.
+        UserError: what the run was trained on differs; names each key, before and after.
     """
     file, ledger = run_dir / "recipe.yaml", run_dir / "ledger.jsonl"
     trained = newest_checkpoint_step(run_dir) is not None or (ledger.exists() and ledger.stat().st_size > 0)
     if not (file.exists() and trained):
         return
     differences = resume_differences(load_recipe(file, check_files=False).recipe, recipe)
-    of_data = [difference for difference in differences if difference.startswith(_DATA_KEYS)]
-    if differences and not (allow == DATA_CHANGE and of_data == differences):
-        other_way = f"; or --allow {DATA_CHANGE} to go on with other data" if of_data == differences else ""
-        refused = [difference for difference in differences if allow is None or difference not in of_data]
+    differences += data_differences(run_dir, recipe)
+    allowable = [difference for difference in differences if difference.is_of_data]
+    refused = [difference for difference in differences if allow != DATA_CHANGE or not difference.is_of_data]
+    if refused:
+        other_way = f"; or --allow {DATA_CHANGE} to go on with other data" if refused == allowable else ""
         raise UserError(
-            f"{run_dir} holds a run of another recipe; these keys must not change on resume:\n"
+            f"{run_dir} holds a run of another recipe, or of other data; what it was trained on must not change:\n"
             + "\n".join(f"  {difference}" for difference in refused)
-            + f"\ngive another --run-dir to start a new run, or the old values to resume this one{other_way}"
+            + f"\ngive another --run-dir to start a new run, or what there was to resume this one{other_way}"
         )
+
+
+def data_differences(run_dir: Path, recipe: Recipe) -> list[Difference]:
+    """In what shards and tokenizer differ from what the newest checkpoint was trained on; empty without a checkpoint.
+
+    Tasks on examples compare theirs when their ranks have read them.
+
+    Raises:
+        OtherFormatError: the checkpoint is of another law of the data.
+        CorpusError: the shards cannot be read.
+    """
+    manifest = next(_manifests(run_dir), None)
+    if manifest is None or not isinstance(recipe, MaskedLmRecipe) or manifest.identity.get("task") != recipe.task:
+        return []
+    identity = identity_of(recipe)
+    base = {"base": manifest.identity["base"]} if "base" in manifest.identity else {}  # known once the model is built
+    return changes(manifest, identity | base)
+
+
+def _manifests(run_dir: Path) -> Iterator[Manifest]:
+    """Those of a run's checkpoints, newest first, but for damaged ones, which a resume passes over too."""
+    for folder in committed(run_dir):
+        try:
+            yield Manifest.read(folder)
+        except OtherFormatError:
+            raise
+        except CheckpointError:
+            continue
+
+
+def identity_of(recipe: MaskedLmRecipe) -> Identity:
+    """What fixes the rows of a recipe, from the contents of its shards and its tokenizer.
+
+    Raises:
+        CorpusError: they cannot be used as they are.
+        RecipeError: the recipe's phases do not fit them.
+    """
+    tokenizer = load_document_tokenizer(recipe.tokenizer)
+    corpora = {name: _open(source.shards, recipe, tokenizer) for name, source in recipe.data.training_sources.items()}
+    timeline = make_timeline(recipe, {name: corpus.total_tokens for name, corpus in corpora.items()})
+    assert timeline is not None, "all sizes are known"
+    return stream_identity(recipe, timeline, corpora, tokenizer.digest)
 
 
 def write_recipe(run_dir: Path, recipe: Recipe, allow: str | None = None) -> None:
@@ -71,8 +118,22 @@ def open_corpus(recipe: Recipe) -> None:
         CorpusError: they cannot be used as they are.
     """
     if isinstance(recipe, MaskedLmRecipe):
-        for location in filter(None, (recipe.data.train, recipe.data.valid)):
-            Corpus.open(location, text_field=recipe.data.text_field)
+        tokenizer = load_document_tokenizer(recipe.tokenizer)
+        sources = recipe.data.training_sources.values()
+        valid = [recipe.data.valid, *(source.valid for source in sources)]
+        for location in dict.fromkeys(filter(None, (*(source.shards for source in sources), *valid))):
+            _open(location, recipe, tokenizer)
+
+
+def _open(location: str, recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> Corpus:
+    data = recipe.data
+    return Corpus.open(
+        location,
+        text_field=data.text_field,
+        tokenizer=tokenizer,
+        on_bad_sample=data.on_bad_sample,
+        max_bad_samples=data.max_bad_samples,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,71 +1,72 @@
-"""A recipe written out: as YAML that loads again, as a digest, as values with their origins, as differences."""
+"""A recipe written out: as YAML that loads again, as values with their origins, as differences."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from dstrain.recipe.difference import Difference, shown
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.load import LoadedRecipe
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.source import parse_scalar
 
-# What decides which rows make up a step, or what the model and its optimizer state are. All else may change on resume.
-_FIXED_FOR_A_RUN = (
-    "task",
-    "model.architecture",
-    "model.config",
-    "model.pretrained",
-    "model.decoder_layers",
-    "model.frozen_layers",
-    "model.unfreezing",
-    "model.lora.rank",
-    "model.lora.alpha",
-    "model.lora.target_modules",
-    "tokenizer",
-    "data.train",
-    "data.hold_out",
-    "data.folds",
-    "data.fold",
-    "data.split_seed",
-    "data.format",
-    "data.columns",
-    "data.encoding",
-    "data.on_bad_example",
-    "data.longest_text",
-    "data.length_groups",
-    "data.text_field",
-    "data.pair_field",
-    "data.label_field",
-    "data.target",
-    "data.labels",
-    "data.separator",
-    "data.tokens_field",
-    "data.tags_field",
-    "data.scheme",
-    "data.joiner",
-    "data.token_pattern",
-    "data.question_field",
-    "data.context_field",
-    "data.answers_field",
-    "data.unanswerable",
-    "data.question_length",
-    "data.source_field",
-    "data.target_field",
-    "data.target_length",
-    "data.source_prefix",
-    "data.stride",
-    "data.sequence_length",
-    "data.lanes",
-    "data.seed",
-    "data.shuffle_window",
-    "data.masking",
-    "data.pairs",
-    "train.global_batch_rows",
-    "optimizer.name",
-    "checkpoint.storage",
+# What the model and its optimizer state are, and where a run saves. Of paths it is what lies there that counts, and that
+# is compared with the checkpoint (`checkpoint/identity.py`, and the names and shapes of parameters).
+_FIXED_FOR_A_RUN = frozenset(
+    {
+        "task",
+        "model.architecture",
+        "model.config",
+        "model.decoder_layers",
+        "model.frozen_layers",
+        "model.unfreezing",
+        "model.lora.rank",
+        "model.lora.alpha",
+        "model.lora.target_modules",
+        "optimizer.name",
+        "checkpoint.storage",
+    }
+)
+# Which rows there are, of tasks on examples. The shards of masked_lm are compared by content, phase by phase.
+_FIXED_FOR_EXAMPLES = frozenset(
+    {
+        "data.hold_out",
+        "data.folds",
+        "data.fold",
+        "data.split_seed",
+        "data.format",
+        "data.columns",
+        "data.encoding",
+        "data.on_bad_example",
+        "data.longest_text",
+        "data.length_groups",
+        "data.text_field",
+        "data.pair_field",
+        "data.label_field",
+        "data.target",
+        "data.labels",
+        "data.separator",
+        "data.tokens_field",
+        "data.tags_field",
+        "data.scheme",
+        "data.joiner",
+        "data.token_pattern",
+        "data.question_field",
+        "data.context_field",
+        "data.answers_field",
+        "data.unanswerable",
+        "data.question_length",
+        "data.source_field",
+        "data.target_field",
+        "data.target_length",
+        "data.source_prefix",
+        "data.stride",
+        "data.sequence_length",
+        "data.seed",
+        "train.global_batch_rows",
+    }
 )
 
 
@@ -75,32 +76,30 @@ def resolved_yaml(recipe: Recipe) -> str:
     return text
 
 
-def recipe_digest(recipe: Recipe) -> str:
-    """Return 32 hex digits that two recipes share exactly if all their values are equal (BLAKE2b of canonical JSON)."""
-    canonical = json.dumps(recipe.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+def resume_differences(old: Recipe, new: Recipe) -> list[Difference]:
+    """Each change that makes `new` another run than `old`, as far as the recipes alone can tell.
 
-
-def resume_differences(old: Recipe, new: Recipe) -> list[str]:
-    """Name each change that makes `new` another run than `old`: another data order, another model or optimizer state.
-
-    Batch split, precision, ZeRO, learning rate, run length, when to save, logs and evaluation may change on resume.
+    Batch split, precision, ZeRO, learning rate, run length, when to save, logs and evaluation may change on resume; so
+    may every path, as long as what lies there is the same.
 
     Returns:
-        Lines such as `data.lanes: 64 → 32`, in the recipe's order; empty where a run of `old` can go on as `new`.
+        The differences in the recipe's order; empty where a run of `old` can go on as `new`.
     """
     before, after = flat_values(old), flat_values(new)
-    keys = [key for key in (*before, *(key for key in after if key not in before)) if _is_fixed(key)]
+    fixed = _FIXED_FOR_A_RUN
+    if not (isinstance(old, MaskedLmRecipe) and isinstance(new, MaskedLmRecipe)):
+        fixed |= _FIXED_FOR_EXAMPLES
+    keys = [*before, *(key for key in after if key not in before)]
     return [
-        f"{key}: {_shown(before.get(key))} → {_shown(after.get(key))}"
+        Difference(key, before.get(key), after.get(key))
         for key in keys
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and not fixed.isdisjoint(_sections_of(key))
     ]
 
 
 def show_text(loaded: LoadedRecipe) -> str:
     """Return the resolved recipe as lines of key, value and where the value came from."""
-    rows = [(key, _shown(value), origin) for key, value, origin in _with_origins(loaded)]
+    rows = [(key, shown(value), origin) for key, value, origin in _with_origins(loaded)]
     key_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(f"{key:{key_width}}  {value:{value_width}}  {origin}" for key, value, origin in rows)
 
@@ -117,12 +116,10 @@ def _with_origins(loaded: LoadedRecipe) -> Iterator[tuple[str, Any, str]]:
         yield key, value, "default" if place is None else str(place)
 
 
-def _is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED_FOR_A_RUN)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _sections_of(key: str) -> Iterator[str]:
+    """A key and the sections that it is in: of `model.config.hidden_size`, `model` and `model.config` too."""
+    parts = key.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def _written(recipe: Recipe) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from dstrain.checkpoint.data_change import differences, on_other_data, permitted
+from dstrain.checkpoint.data_change import DATA_CHANGE, changes, on_other_data, permitted
 from dstrain.checkpoint.fragments import (
     MOMENTS,
     WEIGHT,
@@ -23,34 +21,26 @@ from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.stored import DamagedError
 from dstrain.checkpoint.verify import describe_skipped
 from dstrain.errors import CheckpointError
+from dstrain.plan.schedule import learning_rate
 from dstrain.tasks.task import StepBatch, Task
-from dstrain.train.optim import learning_rate
 from dstrain.train.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Counters of a run, the same on all ranks, and the cursors of this rank's lanes (None before the first batch)."""
+    """Counters of a run, the same on all ranks. Which rows come next follows from `data_step` and the task alone."""
 
     step: int = 0  # global steps done
     data_step: int = 0  # global batches consumed; ahead of `step` after rollbacks
-    bad_samples: int = 0
     rollbacks: int = 0
-    cursors: NDArray[np.int64] | None = None
     origin: dict[str, Any] | None = None  # of an imported run, see Manifest
     best: dict[str, Any] | None = None  # evaluation so far, see Manifest
     data_changes: tuple[dict[str, Any], ...] = ()  # see Manifest
     plateau: dict[str, Any] | None = None  # see Manifest
 
-    def after(self, batch: StepBatch, bad_samples: int) -> "TrainState":
-        """The state once a batch is consumed; `bad_samples` of all ranks."""
-        return replace(
-            self,
-            step=self.step + 1,
-            data_step=batch.data_step + 1,
-            bad_samples=self.bad_samples + bad_samples,
-            cursors=batch.cursors,
-        )
+    def after(self, batch: StepBatch) -> "TrainState":
+        """The state once a batch is consumed."""
+        return replace(self, step=self.step + 1, data_step=batch.data_step + 1)
 
 
 @dataclass(frozen=True)
@@ -65,8 +55,7 @@ class Snapshot:
 
 
 def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[str, float]) -> Snapshot:
-    """What there is to save at a step, and what an evaluation of it has measured. A collective call."""
-    assert state.cursors is not None, "nothing was consumed yet"
+    """What there is to save at a step, and what an evaluation of it has measured."""
     changing = {name for name, _ in persistent_buffers(task.model)}  # in any forward pass
     fragments = resident_fragments(runtime, task.model)
     pieces = [
@@ -75,18 +64,13 @@ def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[
         for fragment in fragments
         for key, tensor in fragment.pieces(states)
     ]
-    cursors = np.empty((task.lanes, 3), np.int64)
-    for rank, own in enumerate(runtime.gather_json(state.cursors.tolist())):
-        cursors[rank :: runtime.world_size] = own
     recipe = runtime.recipe
     manifest = Manifest(
         step=state.step,
         data_step=state.data_step,
         optimizer_steps=runtime.applied_steps,
-        cursors=cursors.tolist(),
-        bad_samples=state.bad_samples,
         rollbacks=state.rollbacks,
-        learning_rate=learning_rate(recipe, state.step, task.totals.steps, state.plateau),
+        learning_rate=learning_rate(recipe, task.totals.timeline, state.step, state.plateau),
         rng={"scheme": "counter", "seed": recipe.train.seed},
         identity=task.identity(),
         topology={
@@ -114,19 +98,19 @@ def resume_state(runtime: Runtime, task: Task, run_dir: Path) -> tuple[TrainStat
     """
     damaged: list[str] = []
     permission = runtime.from_rank_0(permitted(run_dir) if runtime.rank == 0 else None)
-    batch_rows = runtime.recipe.train.global_batch_rows
     while (source := choose(runtime, run_dir, damaged)) is not None:
-        manifest = on_other_data(source.manifest, permission, task.identity(), task.lanes, batch_rows)
+        manifest = on_other_data(source.manifest, permission, task.identity())
         source = replace(source, manifest=manifest)
         try:
             return restore_state(runtime, task, source), source
         except DamagedError as error:  # whatever was overwritten, an older one overwrites it again
             damaged = [*source.skipped, describe_skipped(source.folder, [str(error)])]
+    task.origin = (0, 0)
     return TrainState(), None
 
 
 def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
-    """Load a checkpoint that verifies. A collective call.
+    """Load a checkpoint that verifies, and tell the task where its data began. A collective call.
 
     Raises:
         DamagedError: what some rank read of it in a store is not what was written. Raised on all ranks.
@@ -136,10 +120,17 @@ def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
     require_same_identity(source, task.identity())
     require_same_parameters(source.folder, manifest.parameters, parameter_shapes(task))
     load(runtime, source, resident_fragments(runtime, task.model))
-    cursors = source.cursors[runtime.rank :: runtime.world_size]
-    counters = (manifest.step, manifest.data_step, manifest.bad_samples, manifest.rollbacks)
-    changes = tuple(manifest.data_changes)
-    return TrainState(*counters, cursors, manifest.origin, manifest.best, changes, manifest.plateau)
+    task.origin = manifest.data_origin
+    task.enter_phase(task.phase_at(max(manifest.data_step - 1, 0)))  # the model is that of the last step
+    return TrainState(
+        step=manifest.step,
+        data_step=manifest.data_step,
+        rollbacks=manifest.rollbacks,
+        origin=manifest.origin,
+        best=manifest.best,
+        data_changes=tuple(manifest.data_changes),
+        plateau=manifest.plateau,
+    )
 
 
 def model_config(model: PreTrainedModel) -> dict[str, Any]:
@@ -159,12 +150,13 @@ def parameter_shapes(task: Task) -> dict[str, dict[str, Any]]:
 
 
 def require_same_identity(source: Source, identity: dict[str, Any]) -> None:
-    """Refuse to go on with other data: the order of rows, and so the run, would be another one."""
-    saved = source.manifest.identity
-    changed = differences(saved, identity)
+    """Refuse to go on with other data: the rows up to the checkpoint, and so the run, would be other ones."""
+    changed = changes(source.manifest, identity)
     if changed:
+        other_way = all(difference.is_of_data for difference in changed)
         raise CheckpointError(
             f"{source.folder} was saved from other data:\n  "
-            + "\n  ".join(changed)
-            + "\nput back what changed, start a new run with another --run-dir, or go on with --allow data-change"
+            + "\n  ".join(map(str, changed))
+            + "\nput back what changed, or start a new run with another --run-dir"
+            + (f"; or go on with --allow {DATA_CHANGE}" if other_way else "")
         )
