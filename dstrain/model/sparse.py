@@ -85,11 +85,12 @@ class SparsePreTraining(SparseMaskedLm):
         """Sum of the losses, and number of right predictions of masked tokens, both fp32 scalars.
 
         Args:
-            input_ids, position_ids, masked_positions, labels, sources: as for `SparseMaskedLm`; every pair is a document.
+            input_ids, position_ids, masked_positions, labels: as for `SparseMaskedLm`; every pair is a document.
             token_type_ids: int64 (rows, tokens), 1 in the second text of a pair.
             pair_starts: int64 (rows, pairs), where the pairs have their [CLS].
             pair_labels: int64 (rows, pairs), 0 or 1; `IGNORED` in slots that hold nothing.
             pair_weight: fp32 scalar, what the loss of a pair counts beside that of a masked token.
+            sources: as for `SparseMaskedLm`.
         """
         hidden = encode_packed(self.model, input_ids, position_ids, token_type_ids=token_type_ids)
         loss, right = self.masked_sums(hidden, masked_positions, labels, sources)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from dstrain.checkpoint.identity import stream_identity
+from dstrain.data.layout import Layout
 from dstrain.data.pieces import step_pieces
 from dstrain.data.rows import StepRows
 from dstrain.data.shards import Corpus
@@ -29,7 +30,7 @@ from dstrain.model.sparse import IGNORED, SparseMaskedLm
 from dstrain.plan import BatchPlan, batch_plan, step_flops
 from dstrain.plan.timeline import PhasePlan, Timeline, make_timeline
 from dstrain.recipe.schema import MaskedLmRecipe
-from dstrain.tasks.task import MicroBatch, RowDocument, StepBatch, Task, TaskTotals
+from dstrain.tasks.task import MicroBatch, RowDocument, StepBatch, Task, TaskTotals, perplexity
 from dstrain.train.runtime import Runtime
 
 LABELS = ("labels", "pair_labels")  # what `IGNORED` makes a row of that counts for nothing
@@ -83,9 +84,7 @@ class MaskedLm(Task):
     def rank_steps(self, rank: int, world_size: int, data_step: int) -> Iterator[Iterator[StepBatch]]:
         """See `Task`."""
         prefetch_steps = self._recipe.data.prefetch_steps
-        with RowStream(
-            self.spec(), rank, world_size, first_step=data_step, prefetch_steps=prefetch_steps
-        ) as stream:
+        with RowStream(self.spec(), rank, world_size, first_step=data_step, prefetch_steps=prefetch_steps) as stream:
             plans = [batch_plan(self._recipe, world_size, phase) for phase in self.totals.timeline.phases]
             yield (self._batch(rows, plans[self.phase_at(rows.step).number], stream.seconds_waited) for rows in stream)
 
@@ -105,7 +104,11 @@ class MaskedLm(Task):
 
     def source_tokens(self, data_step: int) -> dict[str, tuple[int, float]]:
         """See `Task`."""
-        raise NotImplementedError
+        if not self.sources:
+            return {}
+        tokens = Layout(self.spec()).phase_at(data_step).tokens_until(data_step).sum(axis=1)  # (sources,)
+        corpora = self._corpora.items()
+        return {name: (read, read / c.total_tokens) for (name, c), read in zip(corpora, tokens.tolist(), strict=True)}
 
     # ------------------------------------------------------------ evaluation
 
@@ -183,11 +186,6 @@ class MaskedLm(Task):
         )
 
 
-def perplexity(loss: float) -> float:
-    """Of a mean loss; where it would be beyond all numbers, a very large one."""
-    return float(np.exp(min(loss, 80.0)))
-
-
 def _open(recipe: MaskedLmRecipe, location: str, tokenizer: DocumentTokenizer) -> Corpus:
     data = recipe.data
     return Corpus.open(
@@ -231,7 +229,7 @@ def _valid_sets(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[st
     for name, location in locations.items():
         if location is not None:
             tokens = _open(recipe, location, tokenizer).total_tokens
-            sets[name] = _ValidSet(StreamSpec.valid(recipe, name, recipe.lanes), _valid_batches(recipe, tokens))
+            sets[name] = _ValidSet(StreamSpec.valid(recipe, location, recipe.lanes), _valid_batches(recipe, tokens))
     return sets
 
 

@@ -197,9 +197,7 @@ class Retrieval(ExampleTask[Query]):
             replace(
                 batch,
                 micro_batches=[
-                    micro_batch.with_inputs(
-                        gradients=gradients[all_], losses=found.losses[own], right=found.right[own]
-                    )
+                    micro_batch.with_inputs(gradients=gradients[all_], losses=found.losses[own], right=found.right[own])
                     for micro_batch, (own, all_) in zip(batch.micro_batches, layout.places(batch), strict=True)
                 ],
             )

@@ -20,14 +20,15 @@ from dstrain.recipe.schema import Recipe
 from dstrain.train.runtime import Runtime
 
 Inputs = dict[str, Tensor]
+LARGEST_LOSS = 80.0  # of which a perplexity is told
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Rows that go through the model together.
 
-    `row_numbers` are those of its first rows. What comes after them has no targets: it gives all micro-batches of a step
-    one shape. A micro-batch without row numbers is there so that every rank makes as many passes, which ZeRO's
+    `row_numbers` are those of its first rows. What comes after them has no targets: it gives all micro-batches of a
+    step one shape. A micro-batch without row numbers is there so that every rank makes as many passes, which ZeRO's
     collectives need.
     """
 
@@ -118,9 +119,23 @@ class TaskTotals:
 
     def tokens_before(self, step: int) -> int:
         """Tokens of the first `step` global steps of the recipe."""
+        return sum(self.tokens(first) * steps for first, steps in self._steps_before(step))
+
+    def flops_before(self, step: int) -> float:
+        """Floating-point operations of the first `step` global steps of the recipe."""
+        return sum(self.flops(first) * steps for first, steps in self._steps_before(step))
+
+    def _steps_before(self, step: int) -> Iterator[tuple[int, int]]:
+        """Each phase that begins before a step: its first step, and how many of its steps come before the other."""
         last = self.timeline.phase_at(max(step - 1, 0))
-        earlier = sum(self.tokens(phase.first_step) * phase.steps for phase in self.timeline.phases[: last.number])
-        return earlier + self.tokens(last.first_step) * (step - last.first_step)
+        for phase in self.timeline.phases[: last.number]:
+            yield phase.first_step, phase.steps
+        yield last.first_step, step - last.first_step
+
+
+def perplexity(loss: float) -> float:
+    """Of a mean loss; where it would be beyond all numbers, a very large one."""
+    return float(np.exp(min(loss, LARGEST_LOSS)))
 
 
 def task_class(recipe: Recipe) -> type["Task"]:
@@ -153,9 +168,7 @@ class Task(ABC):
         return self.rank_steps(self.runtime.rank, self.runtime.world_size, data_step)
 
     @abstractmethod
-    def rank_steps(
-        self, rank: int, world_size: int, data_step: int
-    ) -> AbstractContextManager[Iterator[StepBatch]]:
+    def rank_steps(self, rank: int, world_size: int, data_step: int) -> AbstractContextManager[Iterator[StepBatch]]:
         """An endless stream of the step batches of any rank of any world, from `data_step` on.
 
         Args:
@@ -174,7 +187,7 @@ class Task(ABC):
         """The phase whose batch, rows and sources a data step has."""
         return self.totals.timeline.phase_at(data_step)
 
-    def enter_phase(self, phase: PhasePlan) -> None:
+    def enter_phase(self, phase: PhasePlan) -> None:  # noqa: B027  (for most tasks it is always the same)
         """Make of the model what it is in a phase. Cheap, and the same however the run came there."""
 
     def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:

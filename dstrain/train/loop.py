@@ -13,17 +13,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dstrain.checkpoint.durable import write_durably
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import checkpoints_of, folder_name
 from dstrain.data.rows import digest_hex
-from dstrain.errors import CheckpointError, CorpusError, RecipeError, UserError
+from dstrain.errors import CheckpointError, RecipeError, UserError
+from dstrain.plan.schedule import learning_rate
+from dstrain.plan.timeline import PhasePlan
+from dstrain.recipe.difference import Difference
 from dstrain.recipe.schema import Recipe
-from dstrain.tasks.task import StepBatch, Task, seeded_micro_batches
+from dstrain.tasks.task import StepBatch, Task, perplexity, seeded_micro_batches
 from dstrain.train.best import chosen, gave_up, plateaued
-from dstrain.train.optim import learning_rate
 from dstrain.train.peak import peak_flops
 from dstrain.train.reporting import Reporter, peak_memory_mb
 from dstrain.train.runtime import Runtime
@@ -53,12 +56,23 @@ class StopRequest:
 
 
 @dataclass
+class SourceSums:
+    """What this rank has seen of each source."""
+
+    sums: Tensor  # fp64 (sources, 3): losses, right predictions and targets
+    rows: NDArray[np.int64]  # (sources,)
+
+
+@dataclass
 class Interval:
     """What happened since the last logged step."""
 
     started: float
     steps: int = 0
+    tokens: int = 0
+    flops: float = 0.0
     seconds_waited: float = 0.0  # for data
+    sources: SourceSums | None = None  # of a mixture, on this rank
 
 
 class Loop:
@@ -72,6 +86,7 @@ class Loop:
         self.scores: dict[str, float] = {}  # of the newest evaluation, which was at
         self.scores_step: int | None = None
         self.skips_in_a_row = 0
+        self.phase: PhasePlan | None = None  # that the newest step was of
         self.skip_rows = [row_range(text) for text in self.recipe.data.skip_rows]
         dtype = torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
         self.peak_flops = runtime.world_size * peak_flops(runtime.device, dtype)
@@ -91,17 +106,18 @@ class Loop:
         state = self._resume()
         total_steps = self.task.totals.steps
         outcome: Outcome = "done"
-        self.interval = Interval(time.perf_counter())
-        with self.task.steps(state.data_step, self._all_cursors) as batches:
+        self.interval = self._interval()
+        with self.task.steps(state.data_step) as batches:
             while state.step < total_steps and not gave_up(self.recipe.early_stopping, state.best):
-                batch, targets, bad_samples, stop = self._next(batches, state.step)
+                batch, targets, stop = self._next(batches, state.step)
                 if stop:
                     outcome = "stopped"
                     break
                 if self._is_skipped(batch):
-                    state = self._skip(state, batch, bad_samples)
+                    state = self._skip(state, batch)
                     continue
-                before, state = state, self._step(state.after(batch, bad_samples), batch, targets)
+                self._enter_phase(self.task.phase_at(batch.data_step))
+                before, state = state, self._step(state.after(batch), batch, targets)
                 if state.step <= before.step:
                     continue  # rolled back: evaluated and saved it is already
                 done = state.step == total_steps
@@ -124,7 +140,7 @@ class Loop:
         recipe = self.recipe
         plateau = plateaued(recipe.schedule.plateau, state.plateau, state.step, metrics)
         if plateau and plateau["reductions"] > (state.plateau or {"reductions": 0})["reductions"]:
-            rate = learning_rate(recipe, state.step, self.task.totals.steps, plateau)
+            rate = learning_rate(recipe, self.task.totals.timeline, state.step, plateau)
             self.report.say(f"schedule.plateau: nothing better since step {plateau['step']}; learning rate {rate:.3g}")
         best = chosen(recipe.early_stopping, state.best, state.step, metrics)
         return replace(state, best=best, plateau=plateau)
@@ -132,7 +148,6 @@ class Loop:
     def _resume(self) -> TrainState:
         self.report.phase("load", step=0)
         state, source = resume_state(self.runtime, self.task, self.run_dir)
-        self._all_cursors = None if source is None else source.cursors
         if source is not None:
             for line in source.skipped:
                 self.report.say(line)
@@ -145,76 +160,114 @@ class Loop:
         return state
 
     def _note_data_change(self, change: dict[str, Any]) -> None:
-        first_row = change["data_step"] * self.recipe.train.global_batch_rows
-        self.report.metrics({"step": change["step"] + 1, "data_changed": change["changed"], "first_row": first_row})
-        for line in change["changed"]:
+        changed = [str(Difference.from_json(difference)) for difference in change["changed"]]
+        first_row = change["first_row"]
+        self.report.metrics({"step": change["step"] + 1, "data_changed": changed, "first_row": first_row})
+        for line in changed:
             self.report.say(f"--allow data-change: {line}")
         self.report.say(f"--allow data-change: the new data begins with row {first_row}, step {change['step'] + 1}")
 
-    def _next(self, batches: Iterator[StepBatch], step: int) -> tuple[StepBatch, int, int, bool]:
+    def _enter_phase(self, phase: PhasePlan) -> None:
+        """Make of model and engine what they are in the phase that the next step is of."""
+        if phase == self.phase:
+            return
+        self.phase = phase
+        self.task.enter_phase(phase)
+        batch = self.runtime.enter_phase(phase)
+        count = len(self.task.totals.timeline.phases)
+        if count > 1:
+            which = f"phase {phase.number + 1} of {count}, {phase.name}"
+            self.report.say(f"{which}: {self._in_words(phase)}, {batch}")
+            self.report.phase("data", stage=f"{self.recipe.task.replace('_', ' ')}, {which}")
+
+    def _in_words(self, phase: PhasePlan) -> str:
+        """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web and 30 % code`, model keys."""
+        steps = f"steps {phase.first_step + 1:,} to {phase.first_step + phase.steps:,}"
+        rows = f"rows of {phase.sequence_length:,} tokens, {phase.global_batch_rows:,} a step"
+        total = sum(phase.weights)
+        shares = [
+            f"{100 * weight / total:.3g} % {name}"
+            for name, weight in zip(self.task.sources, phase.weights, strict=bool(self.task.sources))
+            if weight
+        ]
+        keys = [f"{name} {value:,.10g}" for name, value in phase.rope.items()]
+        return ", ".join([steps, rows, *([" and ".join(shares)] if shares else []), *keys])
+
+    def _interval(self) -> Interval:
+        """One that begins now."""
+        count = len(self.task.sources)
+        sources = None
+        if count:
+            sums = torch.zeros(count, 3, dtype=torch.float64, device=self.runtime.device)
+            sources = SourceSums(sums, np.zeros(count, np.int64))
+        return Interval(time.perf_counter(), sources=sources)
+
+    def _next(self, batches: Iterator[StepBatch], step: int) -> tuple[StepBatch, int, bool]:
         """The next batch, and in one small all-reduce all that ranks must agree on before they use it."""
         self.report.phase("data")
         batch = next(batches)
         self.report.phase("agree")  # from here on it may be another rank that is waited for
         flags = int(self.stop.raised), int(self.saving.look(step))
-        agreed = self.runtime.all_reduce_sum([batch.targets, batch.bad_samples, *flags, *batch.digest])
-        if agreed[3]:
+        targets, stop, save_has_failed, *digest = self.runtime.all_reduce_sum([batch.targets, *flags, *batch.digest])
+        if save_has_failed:
             self.saving.finish()  # raises
-        self.digest = digest_hex(agreed[4:])
+        self.digest = digest_hex(np.array(digest))
         self.interval.seconds_waited += batch.seconds_waited
-        for line in batch.bad_sample_reports:
-            print(line, flush=True)
-        return batch, int(agreed[0]), int(agreed[1]), bool(agreed[2])
+        return batch, int(targets), bool(stop)
 
     def _rows(self, batch: StepBatch) -> tuple[int, int]:
         """First and last row of the global batch."""
-        rows = self.recipe.train.global_batch_rows
-        return batch.data_step * rows, (batch.data_step + 1) * rows - 1
+        return self.task.first_row(batch.data_step), self.task.first_row(batch.data_step + 1) - 1
 
     def _is_skipped(self, batch: StepBatch) -> bool:
         first, last = self._rows(batch)
         return any(first <= skipped_last and skipped_first <= last for skipped_first, skipped_last in self.skip_rows)
 
-    def _skip(self, state: TrainState, batch: StepBatch, bad_samples: int) -> TrainState:
+    def _skip(self, state: TrainState, batch: StepBatch) -> TrainState:
         """Pass over a batch that holds rows of `data.skip_rows`; the step is made of the next one."""
-        after = state.after(batch, bad_samples)
+        after = state.after(batch)
         self.report.ledger(after.step, self._rows(batch), self.digest, skipped=True)
         self.report.say("data.skip_rows: passed over the rows {} to {}".format(*self._rows(batch)))
         return replace(after, step=state.step)
 
     def _step(self, state: TrainState, batch: StepBatch, targets: int) -> TrainState:
         """Train on a batch. Returns `state`, or where the run goes on after a rollback."""
-        if state.bad_samples > self.task.max_bad_samples:
-            raise CorpusError(
-                f"{state.bad_samples} samples could not be read, more than data.max_bad_samples="
-                f"{self.task.max_bad_samples}; the log names the first ones. Repair the shards or raise the limit"
-            )
         losses, right = self._forward_backward(batch, targets)
         self.saving.let_step()
         self.report.phase("step")
-        rate = learning_rate(self.recipe, state.step - 1, self.task.totals.steps, state.plateau)
+        rate = learning_rate(self.recipe, self.task.totals.timeline, state.step - 1, state.plateau)
         applied = self.runtime.apply_step(rate)
         self.report.ledger(state.step, self._rows(batch), self.digest)
         self.report.progress(state.step)
         self.interval.steps += 1
+        self.interval.tokens += self.task.totals.tokens(batch.data_step)
+        self.interval.flops += self.task.totals.flops(batch.data_step)
         if not applied:
             return self._not_finite(state, batch, losses)
         self.skips_in_a_row = 0
         if self._due(state.step, self.recipe.log.every_steps) or state.step in (1, self.task.totals.steps):
             self._log(state, losses, right, batch.targets, targets, rate)
+            self.interval = self._interval()
         return state
 
     def _forward_backward(self, batch: StepBatch, targets: int) -> tuple[list[Tensor], Tensor]:
         losses, right = [], torch.zeros((), device=self.runtime.device)
         self.report.phase("forward")
         (batch,) = self.task.completed([batch])
-        for inputs in seeded_micro_batches(batch, self.recipe.train.seed):
+        last = batch.micro_batches[-1]
+        for micro_batch in seeded_micro_batches(batch, self.recipe.train.seed):
             self.report.phase("forward")
-            loss, hits = self.runtime.engine(**inputs)
+            loss, hits = micro_batch.run(self.runtime.engine)
+            if self.interval.sources is not None:
+                source_sums = self.task.source_sums()
+                assert source_sums is not None, "a task of several sources tells them apart"
+                self.interval.sources.sums += source_sums
             self.report.phase("backward")
-            self.runtime.backward(loss, targets)
+            self.runtime.backward(loss, targets, is_last=micro_batch is last)
             losses.append(loss.detach())
             right += hits
+        if self.interval.sources is not None and batch.source_rows is not None:
+            self.interval.sources.rows += batch.source_rows
         return losses, right
 
     def _log(
@@ -225,25 +278,47 @@ class Loop:
         sums[:, rank] = float(torch.stack(losses).double().sum()), own_targets, float(right)
         loss_sums, rank_targets, hits = self.runtime.all_reduce_sum_float(sums)
         totals, interval = self.task.totals, self.interval
-        seconds = (time.perf_counter() - interval.started) / max(interval.steps, 1)
+        seconds = time.perf_counter() - interval.started
         self.report.metrics(
             {
                 "step": state.step,
                 "loss": float(loss_sums.sum()) / targets,
                 "rank_losses": (loss_sums / np.maximum(rank_targets, 1)).tolist(),
                 **({"accuracy": float(hits.sum()) / targets} if self.task.counts_right else {}),
+                **({} if interval.sources is None else {"sources": self._by_source(state, interval.sources)}),
                 "learning_rate": rate,
                 "grad_norm": self.runtime.grad_norm(),
-                "tokens": state.step * totals.tokens_per_step,
-                "tokens_per_second": totals.tokens_per_step / seconds,
-                "data_wait_share": interval.seconds_waited / (seconds * max(interval.steps, 1)),
-                "mfu": totals.flops_per_step / seconds / self.peak_flops,
+                "tokens": totals.tokens_before(state.step),
+                "tokens_per_second": interval.tokens / seconds,
+                "data_wait_share": interval.seconds_waited / seconds,
+                "mfu": interval.flops / seconds / self.peak_flops,
                 "memory_mb": peak_memory_mb(self.runtime.device),
-                "bad_samples": state.bad_samples,
-                "seconds_left": (totals.steps - state.step) * seconds,
+                "seconds_left": (totals.flops_before(totals.steps) - totals.flops_before(state.step))
+                / (interval.flops / seconds),
             }
         )
-        self.interval = Interval(time.perf_counter())
+
+    def _by_source(self, state: TrainState, sources: SourceSums) -> dict[str, dict[str, Any]]:
+        """Of each source its loss, perplexity and rows since the last logged step; tokens and epochs since the start.
+
+        Where it had no row in that time there is no loss.
+        """
+        own = np.column_stack([sources.sums.cpu().numpy(), sources.rows])
+        everything = self.runtime.all_reduce_sum_float(own)
+        read = self.task.source_tokens(state.data_step)
+        found = {}
+        for name, (loss_sum, right, targets, rows) in zip(self.task.sources, everything.tolist(), strict=True):
+            loss = loss_sum / targets if targets else None
+            tokens, epochs = read[name]
+            found[name] = {
+                "loss": loss,
+                "perplexity": None if loss is None else perplexity(loss),
+                "accuracy": right / targets if targets else None,
+                "rows": int(rows),
+                "tokens": tokens,
+                "epochs": epochs,
+            }
+        return found
 
     def _evaluate(self, state: TrainState) -> dict[str, Any]:
         started = time.perf_counter()
@@ -337,11 +412,10 @@ class Loop:
 
     def _blame(self, step: int, batch: StepBatch, losses: list[Tensor]) -> tuple[str, int | None]:
         """One line naming step, rank, rows and lanes of the first loss that is not finite; and the rank. Collective."""
-        rows = self.runtime.batch.micro_batch_rows
         bad = [
-            batch.row_numbers[index * rows : (index + 1) * rows].tolist()
-            for index, loss in enumerate(losses)
-            if not math.isfinite(float(loss))
+            micro_batch.row_numbers.tolist()
+            for micro_batch, loss in zip(batch.micro_batches, losses, strict=True)
+            if not math.isfinite(float(loss)) and len(micro_batch.row_numbers)
         ]
         for rank, found in enumerate(self.runtime.gather_json(bad[:1])):
             if found:
