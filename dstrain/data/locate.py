@@ -1,36 +1,42 @@
-"""From what a recipe says (a folder, a glob, a brace pattern) to an index of exactly those shards.
+"""From what a recipe says (a folder, a glob, a brace pattern) to the index entries of exactly those shards.
 
-Nothing that the location names may be missing, and nothing may differ in size from what was indexed: a run never
-trains on silently fewer data. Shards without an index get one here, by a single scan, kept beside them where the
-folder can be written.
+Nothing that the location names may be missing, and nothing that lies beside it may be left out: a run never trains
+on silently fewer data. That takes one look at a folder's names; a shard's size and bytes are checked where it is
+opened and read, for a look at a million files takes minutes. Shards without an index get one here, by a single scan,
+kept beside them where the folder can be written.
 """
 
 import contextlib
 import fnmatch
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+from numpy.typing import NDArray
 
 from dstrain.data.index import (
     CORPUS_INDEX_NAME,
-    REINDEX,
+    TYPES,
     CorpusIndex,
     ShardIndex,
     ShardSummary,
+    ShardTable,
     read_corpus_index,
     read_shard_index,
-    shard_index_path,
     write_corpus_index,
     write_shard_index,
 )
+from dstrain.data.index_file import index_remedy
 from dstrain.data.scan import scan_shard
 from dstrain.errors import CorpusError
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
 FORMS = "a folder of .tar shards, a glob (train-*.tar) or a brace pattern (train-{000000..000099}.tar)"
+UNFINISHED_NAME = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -44,29 +50,68 @@ class LocatedShard:
 
 @dataclass(frozen=True)
 class Located:
-    """All shards of a location in order. `tokenizer` is the digest of what made their ids, where known."""
+    """All shards of a location in order. `tokenizer` is the digest of what made their ids, where known.
 
-    shards: tuple[LocatedShard, ...]
+    `indexes` holds, by number of shard, the indexes that could not be written beside the shards.
+    """
+
+    table: ShardTable
+    folders: tuple[Path, ...]
+    folder_numbers: NDArray[np.int64]  # of each shard
+    indexes: Mapping[int, ShardIndex]
     tokenizer: str | None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> LocatedShard:
+        return LocatedShard(self.path(number), self.table[number], self.indexes.get(number))
+
+    def path(self, number: int) -> Path:
+        """Where a shard lies."""
+        return self.folders[int(self.folder_numbers[number])] / self.table.names[number]
 
 
 def locate(location: str) -> Located:
-    """The shards of a location, indexed. Raises CorpusError naming the shard, expected and found, and the remedy."""
-    return _join(location, [listing.located(names) for listing, names in select(location)])
+    """The shards of a location, indexed. Raises CorpusError naming the shard, what is wrong with it, and the remedy."""
+    located = _join(location, [listing.located(names) for listing, names in select(location)])
+    table = located.table
+    kinds = sorted({TYPES[number] or "text" for number in np.unique(table.types)})
+    if "text" in kinds and len(kinds) > 1:
+        raise CorpusError(f"{location}: its shards differ in text and token shards; train on one kind at a time")
+    if len(kinds) > 1:
+        raise CorpusError(
+            f"{location}: its shards differ in types of ids ({', '.join(kinds)}); train on one kind at a time"
+        )
+    if not table.documents.sum():
+        raise CorpusError(f"{location}: holds no documents; give {FORMS}")
+    return located
 
 
-def select(location: str) -> list[tuple["FolderListing", list[str]]]:
+def locate_shard(shard: Path) -> LocatedShard:
+    """One shard by its path, without a look at what else is in its folder. Raises CorpusError."""
+    if (shard.parent / UNFINISHED_NAME).exists():
+        raise _unfinished(shard.parent)
+    return _from_own_index(shard)
+
+
+def select(location: str) -> list[tuple["FolderListing", Sequence[str]]]:
     """The folders of a location, and which shards of each it asks for: also ones that are not there."""
     folder = Path(location)
     if folder.is_dir():
         listing = FolderListing(folder)
         return [(listing, listing.matching("*.tar"))]
-    selections = []
+    selections: list[tuple[FolderListing, Sequence[str]]] = []
     for parent, names in _by_parent(location):
         if not parent.is_dir():
             raise CorpusError(f"{location}: there is no folder {parent}; give {FORMS}")
         listing = FolderListing(parent)
-        selections.append((listing, listing.matching(names[0]) if _is_glob(names[0]) else names))
+        expanded: list[str] = []
+        for name in names:
+            expanded += listing.matching(name) if _is_glob(name) else [name]
+        if len(set(expanded)) < len(expanded):
+            raise CorpusError(f"{location}: names a shard twice; give {FORMS}")
+        selections.append((listing, expanded))
     return selections
 
 
@@ -75,7 +120,7 @@ def _is_glob(name: str) -> bool:
 
 
 def _by_parent(location: str) -> Iterator[tuple[Path, list[str]]]:
-    """The files that a brace pattern spells out, by folder, in the order of their mention; a glob stays one name."""
+    """The files that a brace pattern spells out, by folder, in the order of their mention; globs stay as they are."""
     try:
         paths = [Path(path) for path in braceexpand(location)]
     except UnbalancedBracesError as error:
@@ -85,102 +130,142 @@ def _by_parent(location: str) -> Iterator[tuple[Path, list[str]]]:
         if _is_glob(str(path.parent)):
             raise CorpusError(f"{location}: a glob in a folder's name; use braces there, or one of {FORMS}")
         by_parent.setdefault(path.parent, []).append(path.name)
-    for parent, names in by_parent.items():
-        if any(map(_is_glob, names)):
-            yield from ((parent, [name]) for name in names)
-        else:
-            yield parent, names
+    yield from by_parent.items()
 
 
-def _join(location: str, selections: Iterable[Located]) -> Located:
-    selections = list(selections)
-    shards = tuple(shard for selection in selections for shard in selection.shards)
-    for what, values in (
-        ("text and token shards", {shard.summary.kind for shard in shards}),
-        ("types of ids", {shard.summary.dtype for shard in shards}),
-        ("tokenizers", {selection.tokenizer for selection in selections}),
-    ):
-        if len(values) > 1:
-            raise CorpusError(f"{location}: its shards differ in {what}: {values}; train on one kind at a time")
-    if len({shard.path for shard in shards}) < len(shards):
-        raise CorpusError(f"{location}: names a shard twice; give {FORMS}")
-    if not sum(shard.summary.documents for shard in shards):
-        raise CorpusError(f"{location}: holds no documents; give {FORMS}")
-    return Located(shards, selections[0].tokenizer)
+def _join(location: str, parts: Sequence[Located]) -> Located:
+    if len(parts) == 1:
+        return parts[0]
+    tokenizers = {part.tokenizer for part in parts}
+    if len(tokenizers) > 1:
+        named = ", ".join(f"{part.folders[0]}: {(part.tokenizer or 'unknown')[:12]}" for part in parts)
+        raise CorpusError(f"{location}: its shards differ in tokenizers ({named}); train on one kind at a time")
+    firsts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+    return Located(
+        ShardTable.join([part.table for part in parts]),
+        tuple(part.folders[0] for part in parts),
+        np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        {
+            first + number: index
+            for first, part in zip(firsts, parts, strict=False)
+            for number, index in part.indexes.items()
+        },
+        parts[0].tokenizer,
+    )
 
 
 class FolderListing:
-    """One folder as one `scandir` found it: what lies there, and what its `index.json` lists."""
+    """One folder as one `scandir` found it: the names that lie there, and what its `index.json` lists."""
 
     def __init__(self, folder: Path, *, read_index: bool = True) -> None:
+        """Look into a folder. Raises CorpusError for an unfinished build and a damaged `index.json`."""
         self.folder = folder
+        self.index = read_corpus_index(folder) if read_index else None
+        self._compressed, shards = [], []
         with os.scandir(folder) as entries:
-            self.sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
-        index = read_corpus_index(folder) if read_index else None
-        self.listed = {shard.name: shard for shard in index.shards} if index else None
-        self._tokenizer = index.tokenizer if index else None
+            for entry in entries:
+                name = entry.name
+                if name.endswith(".tar"):
+                    if not entry.is_dir(follow_symlinks=False):
+                        shards.append(name)
+                elif name.endswith(COMPRESSED_SUFFIXES):
+                    self._compressed.append(name)
+                elif name == UNFINISHED_NAME:
+                    raise _unfinished(folder)
+        shards.sort()
+        self._shards: list[str] | None = shards
+        if self.index is not None and self.index.shards.names.joined == os.fsencode("\n".join([*shards, ""])):
+            self._shards = None  # the index has them all; a million names are worth some memory
 
-    def present(self, pattern: str) -> list[str]:
-        """The tar files that a glob matches, sorted. Raises CorpusError when some are compressed."""
-        names = fnmatch.filter(self.sizes, pattern)
-        if pattern == "*.tar":
-            names += [name for name in self.sizes if name.endswith(COMPRESSED_SUFFIXES)]
-        compressed = sorted(name for name in names if name.endswith(COMPRESSED_SUFFIXES))
+    @property
+    def shards(self) -> Sequence[str]:
+        """The .tar files that are there, sorted."""
+        if self._shards is not None:
+            return self._shards
+        assert self.index is not None
+        return self.index.shards.names
+
+    @cached_property
+    def _present(self) -> frozenset[str]:
+        return frozenset(self.shards)
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """Name → its number in `index.json`; empty where there is none."""
+        return {name: number for number, name in enumerate(self.index.shards.names)} if self.index else {}
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is there."""
+        return name in self._present
+
+    def matching(self, pattern: str) -> Sequence[str]:
+        """The shards that a glob asks for: those that are there, and those that `index.json` says should be.
+
+        Raises CorpusError when there are none, or when some are compressed.
+        """
+        compressed = sorted(self._compressed if pattern == "*.tar" else fnmatch.filter(self._compressed, pattern))
         if compressed:
             raise CorpusError(
                 f"{self.folder / compressed[0]}: compressed, so no document can be read by its place; decompress the "
                 f"shards (found {len(compressed)} such), or use another folder"
             )
-        return sorted(name for name in names if name.endswith(".tar"))
-
-    def matching(self, pattern: str) -> list[str]:
-        """The shards that a glob asks for: those that are there, and those that `index.json` says should be."""
-        names = sorted({*self.present(pattern), *fnmatch.filter(self.listed or (), pattern)})
+        if self._shards is None and pattern == "*.tar":
+            return self.shards
+        listed = self.index.shards.names if self.index else ()
+        names = sorted({*fnmatch.filter(self.shards, pattern), *fnmatch.filter(listed, pattern)})
+        names = [name for name in names if name.endswith(".tar")]
         if not names:
             raise CorpusError(f"{self.folder / pattern}: no .tar shards there; give {FORMS}")
         return names
 
-    def located(self, names: list[str]) -> Located:
-        """These shards, indexed and checked against what is there."""
-        missing = [name for name in names if name not in self.sizes]
+    def located(self, names: Sequence[str]) -> Located:
+        """These shards, indexed, none of them missing or unlisted."""
+        if self._shards is None and names is self.shards:
+            assert self.index is not None
+            return self._whole(self.index.shards, {}, self.index.tokenizer)
+        missing = [name for name in names if not self.has(name)]
         if missing:
-            source = CORPUS_INDEX_NAME if self.listed and missing[0] in self.listed else "the location"
+            source = CORPUS_INDEX_NAME if missing[0] in self.numbers else "the location"
             raise CorpusError(
                 f"{self.folder / missing[0]}: the shard is missing ({len(missing)} in all), though {source} names it; "
-                f"bring it back, or {REINDEX} to leave it out"
+                f"bring it back, or {index_remedy(self.folder)} to leave it out"
             )
-        if self.listed is None:
+        if self.index is None:
             return self._located_without_index(names)
-        unlisted = [name for name in names if name not in self.listed]
+        unlisted = [name for name in names if name not in self.numbers]
         if unlisted:
             raise CorpusError(
-                f"{self.folder / unlisted[0]}: not in {CORPUS_INDEX_NAME} ({len(unlisted)} such shards); {REINDEX} to "
-                "take it in"
+                f"{self.folder / unlisted[0]}: not in {CORPUS_INDEX_NAME} ({len(unlisted)} such shards); "
+                f"{index_remedy(self.folder)} to take it in"
             )
-        shards = tuple(LocatedShard(self.folder / name, self._checked(self.listed[name]), None) for name in names)
-        return Located(shards, self._tokenizer)
+        numbers = np.array([self.numbers[name] for name in names], np.int64)
+        return self._whole(self.index.shards.select(numbers), {}, self.index.tokenizer)
 
-    def _located_without_index(self, names: list[str]) -> Located:
-        shards = tuple(self._from_own_index(name) for name in names)
-        if set(names) == {name for name in self.sizes if name.endswith(".tar")}:
+    def _located_without_index(self, names: Sequence[str]) -> Located:
+        shards = [_from_own_index(self.folder / name) for name in names]
+        table = ShardTable.of([shard.summary for shard in shards])
+        if set(names) == self._present:
             with contextlib.suppress(OSError):  # a read-only folder: the index is made again next time
-                write_corpus_index(self.folder, CorpusIndex(tuple(shard.summary for shard in shards), None))
-        return Located(shards, None)
+                write_corpus_index(self.folder, CorpusIndex(table, None))
+        kept = {number: shard.index for number, shard in enumerate(shards) if shard.index is not None}
+        return self._whole(table, kept, None)
 
-    def _checked(self, summary: ShardSummary) -> ShardSummary:
-        found = self.sizes[summary.name]
-        if found != summary.bytes:
-            raise CorpusError(
-                f"{self.folder / summary.name}: {found} bytes, but its index expects {summary.bytes}: the shard "
-                "is truncated or was "
-                f"changed after indexing; copy it again, or {REINDEX} if the change is meant"
-            )
-        return summary
+    def _whole(self, table: ShardTable, indexes: Mapping[int, ShardIndex], tokenizer: str | None) -> Located:
+        return Located(table, (self.folder,), np.zeros(len(table), np.int64), indexes, tokenizer)
 
-    def _from_own_index(self, name: str) -> LocatedShard:
-        shard = self.folder / name
-        if shard_index_path(shard).name in self.sizes:
-            return LocatedShard(shard, self._checked(read_shard_index(shard).summary), None)
+
+def _unfinished(folder: Path) -> CorpusError:
+    return CorpusError(
+        f"{folder}: an unfinished build: `dstrain shards build` was stopped before it ended, or is still at work; "
+        f"wait for it, or remove the folder and build again"
+    )
+
+
+def _from_own_index(shard: Path) -> LocatedShard:
+    """A shard by the index beside it, which is made if need be."""
+    try:
+        return LocatedShard(shard, read_shard_index(shard).summary, None)
+    except FileNotFoundError:
         index, written = scan_and_keep(shard)
         return LocatedShard(shard, index.summary, None if written else index)
 

@@ -6,9 +6,9 @@ field of `KEY.json`. A token block is `KEY.ids.npy` (uint16 or uint32: many docu
 (int64: where each of them ends).
 """
 
-import hashlib
 import io
 import mmap
+import os
 import re
 import tarfile
 from collections.abc import Mapping
@@ -16,12 +16,20 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from dstrain.data.index import TEXT_COLUMNS, TOKEN_COLUMNS, ShardIndex, ShardSummary
+from dstrain.data.index import (
+    DIGEST_BLOCK_BYTES,
+    TEXT_COLUMNS,
+    TOKEN_COLUMNS,
+    IdType,
+    ShardIndex,
+    ShardSummary,
+)
 from dstrain.errors import CorpusError
 
-BLOCK_BYTES = 512  # of the tar format
+TAR_BLOCK_BYTES = 512
 COMPRESSED_MAGIC = {
     b"\x1f\x8b": "gunzip",
     b"\x28\xb5\x2f\xfd": "unzstd",
@@ -40,13 +48,12 @@ Samples = dict[str, dict[str, Payload]]  # key → role → payload
 
 def scan_shard(path: Path) -> ShardIndex:
     """Index one shard by reading it once. Raises CorpusError naming the shard, the place and the remedy."""
-    shard_bytes = path.stat().st_size
-    if shard_bytes == 0:
-        raise CorpusError(f"{path}: an empty file, not a tar; make the shard again")
     with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise CorpusError(f"{path}: an empty file, not a tar; make the shard again")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closes itself when the last view of it goes
         _refuse_compressed(path, mapped)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest, block_digests = _digests(mapped)
     samples = _read_members(path, mapped)
     kinds = {"tokens" if "ids" in roles or "ends" in roles else "text" for roles in samples.values() if roles}
     if len(kinds) == 2:
@@ -61,11 +68,22 @@ def scan_shard(path: Path) -> ShardIndex:
         samples = {key: roles for key, roles in samples.items() if roles}
         columns, tokens, max_id, dtype = _token_columns(path, mapped, samples)
         documents = int(columns["block_documents"].sum())
-        summary = ShardSummary(path.name, shard_bytes, digest, "tokens", documents, tokens, max_id, dtype)
+        summary = ShardSummary(path.name, len(mapped), digest, "tokens", documents, tokens, max_id, dtype)
     else:
         columns = _text_columns(samples)
-        summary = ShardSummary(path.name, shard_bytes, digest, "text", len(samples), None, None, None)
-    return ShardIndex(summary, tuple(samples), columns)
+        summary = ShardSummary(path.name, len(mapped), digest, "text", len(samples), None, None, None)
+    return ShardIndex(summary, DIGEST_BLOCK_BYTES, block_digests, "\0".join(samples), columns)
+
+
+def _digests(mapped: mmap.mmap) -> tuple[str, bytes]:
+    """The digest of the whole shard, and those of its blocks end to end."""
+    whole, blocks = xxhash.xxh3_128(), []
+    with memoryview(mapped) as view:
+        for start in range(0, len(view), DIGEST_BLOCK_BYTES):
+            with view[start : start + DIGEST_BLOCK_BYTES] as block:
+                whole.update(block)
+                blocks.append(xxhash.xxh3_128_digest(block))
+    return whole.hexdigest(), b"".join(blocks)
 
 
 def _refuse_compressed(path: Path, mapped: mmap.mmap) -> None:
@@ -139,12 +157,12 @@ def _add(path: Path, samples: Samples, name: str, payload: Payload) -> None:
 
 def _check_end(path: Path, mapped: mmap.mmap, end: int) -> None:
     """A tar ends with a block of zeros and only zeros follow. tarfile takes a cut between two members for the end."""
-    if end + BLOCK_BYTES > len(mapped):
+    if end + TAR_BLOCK_BYTES > len(mapped):
         raise CorpusError(
             f"{path}: truncated: its {len(mapped)} bytes end without the end mark of a tar; copy or make the shard "
             "again"
         )
-    if mapped[end : end + BLOCK_BYTES].strip(b"\0"):
+    if mapped[end : end + TAR_BLOCK_BYTES].strip(b"\0"):
         raise CorpusError(f"{path}: damaged header at byte {end}; copy or make the shard again")
     for start in range(end, len(mapped), 1 << 20):
         if mapped[start : start + (1 << 20)].strip(b"\0"):
@@ -162,7 +180,7 @@ def _text_columns(samples: Samples) -> dict[str, NDArray[np.int64]]:
 
 def _token_columns(
     path: Path, mapped: mmap.mmap, samples: Samples
-) -> tuple[dict[str, NDArray[np.int64]], int, int, Literal["uint16", "uint32"]]:
+) -> tuple[dict[str, NDArray[np.int64]], int, int, IdType]:
     """The columns of all blocks, and the shard's number of tokens, largest id and type of ids."""
     rows, max_id, dtypes = [], 0, set()
     for key, roles in samples.items():

@@ -1,75 +1,124 @@
-"""A corpus of shards from which any document can be read at once: a slice of the memory-mapped tar.
+"""A corpus as one line of tokens, of which any stretch is read at once from memory-mapped tars.
 
-A `Corpus` holds one line per shard. What a shard's documents are and where they lie is loaded when a lane first
-touches it, and a bounded number of shards is kept open, so neither memory nor file descriptors grow with the corpus.
+The documents of all shards, special tokens in, laid end to end in the order of the shards are the *line*; a place on
+it is a number of tokens. A `Corpus` holds a few numbers per shard. What a shard's documents are and where they lie
+is loaded when it is first touched, and a bounded number of shards is kept open, so that neither memory nor file
+descriptors grow with the corpus.
 """
 
-import json
-import mmap
 import resource
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.index import REINDEX, Kind, ShardIndex, corpus_digest, read_shard_index, total_tokens
-from dstrain.data.locate import LocatedShard, locate, scan_and_keep
-from dstrain.errors import CorpusError
+from dstrain.data.index import TYPES, Kind
+from dstrain.data.locate import Located, locate
+from dstrain.data.mapped import BadSample, MappedShard
+from dstrain.data.tokens import DocumentTokenizer
 
-Encode = Callable[
-    [str], NDArray[np.int32]
-]  # a text → its token ids with the special tokens around them; none for an empty text
 TokenIds = NDArray[np.integer]
 
 DEFAULT_TEXT_FIELD = "text"
-FIELDS_SHOWN = 8
 OPEN_SHARDS = 512
+OPEN_BYTES = 1 << 28  # of the open shards' indexes
 DESCRIPTORS_FOR_OTHERS = 128  # what the rest of the process may need of the limit on open files
 
+__all__ = ["DEFAULT_TEXT_FIELD", "BadSample", "Corpus", "DocumentPlace", "OpenShard", "Slices", "TokenIds"]
 
-class BadSample(Exception):
-    """A sample that cannot be read as a document. The lane decides whether that stops the run or is counted."""
 
-    def __init__(self, shard: Path, key: str, reason: str) -> None:
-        super().__init__(f"{shard}: sample {key!r}: {reason}")
+@dataclass(frozen=True)
+class Slices:
+    """Slices of documents, in columns of N: `length` tokens from `start` of a shard on. None is empty.
+
+    `start` counts, in a token shard, ids of `OpenShard.ids`; in a text shard, tokens of the shard. `OpenShard.read`
+    takes either.
+    """
+
+    shard: NDArray[np.int64]
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DocumentPlace:
+    """Which document a token belongs to, and where in it the token is.
+
+    `number` counts documents within a sample that holds several, and is None otherwise. `offset` is the token's place
+    in its document, `tokens` the document's length, `first` the place of its first token on the corpus' line.
+    """
+
+    shard: Path
+    key: str
+    number: int | None
+    offset: int
+    tokens: int
+    first: int
 
 
 class Corpus:
-    """All documents of a location, numbered within their shards. Open one with `Corpus.open`."""
+    """All documents of a location. Open one with `Corpus.open`."""
 
-    def __init__(
-        self, shards: tuple[LocatedShard, ...], tokenizer: str | None, text_field: str, encode: Encode | None
-    ) -> None:
-        self._shards = shards
+    def __init__(self, located: Located, text_field: str, tokenizer: DocumentTokenizer | None) -> None:
+        self._located = located
         self._text_field = text_field
-        self._encode = encode
+        self._tokenizer = tokenizer
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._open_limit = OPEN_SHARDS
-        summaries = [shard.summary for shard in shards]
-        self.kind: Kind = summaries[0].kind
-        self.tokenizer_digest = tokenizer
-        self.digest = corpus_digest(summaries)
-        self.document_counts = np.array([summary.documents for summary in summaries], np.int64)
-        self.total_documents = int(self.document_counts.sum())
-        self.total_tokens = total_tokens(summaries)
-        self.largest_id = max((summary.max_id or 0) for summary in summaries)
+        self._open_bytes = 0
+        table = located.table
+        self.kind: Kind = "text" if TYPES[int(table.types[0])] is None else "tokens"
+        self.tokenizer_digest = located.tokenizer
+        self.digest = table.digest
+        self.document_counts = table.documents
+        self.total_documents = int(table.documents.sum())
+        self._firsts = np.concatenate([[0], np.cumsum(table.tokens)])  # of each shard, its first token on the line
+        self.largest_id = int(table.max_ids.max())
 
     @classmethod
-    def open(cls, location: str, *, text_field: str = DEFAULT_TEXT_FIELD, encode: Encode | None = None) -> "Corpus":
-        """Open a folder, a glob or a brace pattern of tar shards.
+    def open(
+        cls,
+        location: str,
+        *,
+        text_field: str = DEFAULT_TEXT_FIELD,
+        tokenizer: DocumentTokenizer | None = None,
+    ) -> "Corpus":
+        """Open a folder, a glob or a brace pattern of tar shards. Raises CorpusError."""
+        return cls(locate(location), text_field, tokenizer)
 
-        `text_field` names the document in `.json` samples; where a sample has a `.txt` file as well, the field wins if
-        it is there. `encode` turns a text into token ids; without it, text is only read as text. Raises CorpusError.
+    @property
+    def total_tokens(self) -> int:
+        """The tokens of all documents, special tokens in: the length of the line."""
+        return int(self._firsts[-1])
+
+    def slices(self, first: int, last: int) -> Slices:
+        """The tokens first … last-1 of the line as slices of documents in natural order.
+
+        The bytes that hold them are checked at their first touch. Raises CorpusError naming the shard and the block of
+        bytes that is not what was indexed.
         """
-        located = locate(location)
-        return cls(located.shards, located.tokenizer, text_field, encode)
+        assert 0 <= first < last <= self.total_tokens, f"tokens {first} to {last} of {self.total_tokens}"
+        number = int(np.searchsorted(self._firsts, first, "right")) - 1
+        shards, starts, lengths = [], [], []
+        while first < last:
+            start, stop = int(self._firsts[number]), min(last, int(self._firsts[number + 1]))
+            if first < stop:
+                shard_starts, shard_lengths = self.shard(number).slices(first - start, stop - start)
+                shards.append(np.full(len(shard_starts), number))
+                starts.append(shard_starts)
+                lengths.append(shard_lengths)
+                first = stop
+            number += 1
+        if len(shards) == 1:
+            return Slices(shards[0], starts[0], lengths[0])
+        return Slices(np.concatenate(shards), np.concatenate(starts), np.concatenate(lengths))
 
-    def shard_path(self, shard: int) -> Path:
+    def shard_path(self, number: int) -> Path:
         """Where a shard lies, for messages."""
-        return self._shards[shard].path
+        return self._located.path(number)
 
     def keep_open(self, shards: int) -> None:
         """Allow for this many shards in use at a time, as far as the limit on open files lets us."""
@@ -81,126 +130,96 @@ class Corpus:
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
         self._open_limit = max(allowed - DESCRIPTORS_FOR_OTHERS, 16)
 
-    def shard(self, shard: int) -> "OpenShard":
+    def shard(self, number: int) -> "OpenShard":
         """A shard, mapped; the least recently used one is let go when there are too many."""
-        opened = self._open.get(shard)
-        if opened is None:
-            opened = self._open[shard] = OpenShard(self._shards[shard], self._text_field)
-            if len(self._open) > self._open_limit:
-                self._open.popitem(last=False)  # its map goes when the last array that looks into it goes
-        else:
-            self._open.move_to_end(shard)
+        opened = self._open.get(number)
+        if opened is not None:
+            self._open.move_to_end(number)
+            return opened
+        opened = self._open[number] = self._open_shard(number)
+        self._open_bytes += opened.memory_bytes
+        while len(self._open) > self._open_limit or (self._open_bytes > OPEN_BYTES and len(self._open) > 1):
+            _, oldest = self._open.popitem(last=False)  # its map goes when the last array that looks into it goes
+            self._open_bytes -= oldest.memory_bytes
         return opened
 
-    def document(self, shard: int, document: int) -> TokenIds:
-        """The token ids of one document, specials included: a view of the map for token shards. Raises BadSample."""
-        opened = self.shard(shard)
-        if self.kind == "tokens":
-            starts, lengths = opened.token_spans(document, document + 1)
-            return opened.ids[starts[0] : starts[0] + lengths[0]]
-        return self.encode_document(opened, document)
-
-    def encode_document(self, opened: "OpenShard", document: int) -> TokenIds:
-        """Tokenize one document of a text shard. Raises BadSample."""
-        assert self._encode is not None, "a text corpus opened without `encode`"
-        return self._encode(opened.text(document))
+    def _open_shard(self, number: int) -> "OpenShard":
+        return TokenShard(MappedShard(self._located[number]))
 
 
-class OpenShard:
+class OpenShard(ABC):
     """One mapped shard with the places of its documents."""
 
-    def __init__(self, located: LocatedShard, text_field: str) -> None:
-        self._located = located
-        self._text_field = text_field
-        self._columns = _index_of(located).columns
-        with located.path.open("rb") as file:
-            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if len(self._mapped) != located.summary.bytes:
-            raise CorpusError(
-                f"{located.path}: {len(self._mapped)} bytes, but its index expects {located.summary.bytes}: the "
-                "shard was changed "
-                f"while in use; copy it again, or {REINDEX} if the change is meant"
-            )
-        if located.summary.kind == "tokens":
-            item = np.dtype(located.summary.dtype)
-            # The whole tar as token ids; only the spans that the index names are meaningful.
-            self.ids: TokenIds = np.frombuffer(self._mapped, item, len(self._mapped) // item.itemsize)
-            self._block_starts = np.concatenate([[0], np.cumsum(self._columns["block_documents"])])
+    def __init__(self, mapped: MappedShard) -> None:
+        self.mapped = mapped
 
-    def token_spans(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the documents first … last-1 lie in `ids`: starts and lengths, in tokens."""
+    @property
+    def ids(self) -> TokenIds:
+        """Of a token shard, the whole tar as ids, of which only what `slices` named was checked."""
+        raise AssertionError("a text shard has no ids: read them")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What this takes of the process' own memory."""
+        return self.mapped.memory_bytes
+
+    @abstractmethod
+    def slices(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The starts and lengths of the slices that hold the tokens first … last-1 of this shard, checked."""
+
+    @abstractmethod
+    def read(self, start: int, length: int) -> TokenIds:
+        """The ids of a slice, which may span documents of one block. Raises CorpusError for damaged bytes."""
+
+
+class TokenShard(OpenShard):
+    """A shard of blocks of ids: documents are views of the map."""
+
+    def __init__(self, mapped: MappedShard) -> None:
+        super().__init__(mapped)
+        columns = mapped.columns
+        assert mapped.located.summary.dtype is not None
+        dtype: np.dtype[np.integer] = np.dtype(mapped.located.summary.dtype)
+        self._ids = mapped.as_array(dtype)
+        self._itemsize = dtype.itemsize
+        self._block_starts = columns["ids_offset"] // self._itemsize  # in `ids`
+        self._first_tokens = np.concatenate([[0], np.cumsum(columns["block_tokens"])])
+        self._first_documents = np.concatenate([[0], np.cumsum(columns["block_documents"])])
+
+    @property
+    def ids(self) -> TokenIds:
+        return self._ids
+
+    def slices(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        block = int(np.searchsorted(self._first_tokens, first, "right")) - 1
         starts, lengths = [], []
-        block = int(np.searchsorted(self._block_starts, first, "right")) - 1
         while first < last:
-            block_first = int(self._block_starts[block])
-            stop = min(last, int(self._block_starts[block + 1]))
-            ends = np.frombuffer(
-                self._mapped,
-                np.int64,
-                int(self._columns["block_documents"][block]),
-                int(self._columns["ends_offset"][block]),
-            )[max(first - block_first - 1, 0) : stop - block_first]
-            before = ends[:-1] if first > block_first else np.concatenate([[0], ends[:-1]])
-            ends = ends[1:] if first > block_first else ends
-            starts.append(before + int(self._columns["ids_offset"][block]) // self.ids.itemsize)
-            lengths.append(ends - before)
-            first, block = stop, block + 1
-        return np.concatenate(starts), np.concatenate(lengths)
+            block_first, stop = int(self._first_tokens[block]), min(last, int(self._first_tokens[block + 1]))
+            if first < stop:
+                block_starts, block_lengths = self._block_slices(block, first - block_first, stop - block_first)
+                starts.append(block_starts)
+                lengths.append(block_lengths)
+                first = stop
+            block += 1
+        return (starts[0], lengths[0]) if len(starts) == 1 else (np.concatenate(starts), np.concatenate(lengths))
 
-    def text(self, document: int) -> str:
-        """The text of one sample of a text shard. Raises BadSample."""
-        txt_offset, txt_bytes, json_offset, json_bytes = (int(column[document]) for column in self._columns.values())
-        if json_offset >= 0:
-            content = self._json_object(document, json_offset, json_bytes)
-            if isinstance(content.get(self._text_field), str):
-                return str(content[self._text_field])
-            if txt_offset < 0:
-                problem = "is not a text" if self._text_field in content else "is missing"
-                there = ", ".join(map(repr, list(content)[:FIELDS_SHOWN])) or "none"
-                raise self._bad(document, f"its field {self._text_field!r} {problem} (fields: {there})")
-        if txt_offset < 0:
-            raise self._bad(document, "it has neither a .txt nor a .json file")
-        try:
-            return self._mapped[txt_offset : txt_offset + txt_bytes].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._bad(document, f"not UTF-8 at byte {error.start} of the text") from error
+    def _block_slices(self, block: int, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        ends = self.ends(block)
+        start = int(self._block_starts[block])
+        self.mapped.check((start + first) * self._itemsize, (start + last) * self._itemsize)
+        edges = ends[np.searchsorted(ends, first, "right") : np.searchsorted(ends, last, "left")]
+        edges = np.concatenate([[first], edges, [last]])
+        lengths = np.diff(edges)
+        starts = edges[:-1] + start
+        if lengths.all():
+            return starts, lengths
+        return starts[lengths > 0], lengths[lengths > 0]
 
-    def _json_object(self, document: int, offset: int, size: int) -> dict[str, object]:
-        try:
-            content = json.loads(self._mapped[offset : offset + size].decode("utf-8"))
-        except ValueError as error:  # of the JSON or of its UTF-8
-            raise self._bad(document, f"not JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise self._bad(document, f"its JSON is not an object with a field {self._text_field!r}")
-        return content
+    def ends(self, block: int) -> NDArray[np.int64]:
+        """Where each document of a block ends, in tokens of the block."""
+        columns = self.mapped.columns
+        return self.mapped.int64_at(int(columns["ends_offset"][block]), int(columns["block_documents"][block]))
 
-    def _bad(self, document: int, reason: str) -> BadSample:
-        return BadSample(self._located.path, self.key(document), reason)
-
-    def sample(self, document: int) -> tuple[str, int | None]:
-        """The key of the sample that holds a document, and of a sample that holds several, the document's number."""
-        if self._located.summary.kind == "text":
-            return self._keys[document], None
-        block = int(np.searchsorted(self._block_starts, document, "right")) - 1
-        return self._keys[block], document - int(self._block_starts[block])
-
-    @cached_property
-    def _keys(self) -> tuple[str, ...]:
-        return _index_of(self._located).keys
-
-    def key(self, document: int) -> str:
-        """The key of one sample of a text shard. Read again from the index: keys are for people, and take memory."""
-        return _index_of(self._located).keys[document]
-
-
-def _index_of(located: LocatedShard) -> ShardIndex:
-    """A shard's index, which must be the one that the corpus was opened with."""
-    if located.index is not None:
-        return located.index
-    try:
-        index = read_shard_index(located.path)
-    except FileNotFoundError:
-        index, _ = scan_and_keep(located.path)
-    if index.summary != located.summary:
-        raise CorpusError(f"{located.path}: its own index and the folder's index.json disagree; {REINDEX}")
-    return index
+    def read(self, start: int, length: int) -> TokenIds:
+        self.mapped.check(start * self._itemsize, (start + length) * self._itemsize)
+        return self._ids[start : start + length]

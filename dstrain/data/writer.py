@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.index import CORPUS_INDEX_NAME, CorpusIndex, ShardSummary, write_corpus_index, write_shard_index
+from dstrain.data.index import (
+    CORPUS_INDEX_NAME,
+    CorpusIndex,
+    ShardSummary,
+    ShardTable,
+    write_corpus_index,
+    write_shard_index,
+)
 from dstrain.data.scan import scan_shard
 from dstrain.errors import CorpusError
 
@@ -154,6 +161,6 @@ class _ShardWriter:
         """Write the folder's index."""
         if not self._summaries:
             raise CorpusError(f"{self._folder}: there was no document to write; give sources that hold documents")
-        index = CorpusIndex(tuple(self._summaries), tokenizer)
+        index = CorpusIndex(ShardTable.of(self._summaries), tokenizer)
         write_corpus_index(self._folder, index)
         return index
