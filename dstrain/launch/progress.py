@@ -5,8 +5,8 @@ The ranks print nothing; rank 0 writes `status/HOST.json` a few times a second, 
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self, TextIO
 
 from rich.console import Console
@@ -31,6 +31,8 @@ class Status:
     seconds_left: float | None
     last_checkpoint_step: int | None
     time_unix: float
+    part: str | None = None  # of several phases, the one that is trained
+    source_losses: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -45,6 +47,8 @@ class Status:
             seconds_left=content.get("seconds_left"),
             last_checkpoint_step=content.get("last_checkpoint_step"),
             time_unix=content.get("time_unix") or 0.0,
+            part=content.get("part"),
+            source_losses=content.get("source_losses") or {},
         )
 
 
@@ -115,7 +119,8 @@ class RunProgress:
                 self._bar.refresh()
             elif self._line_is_due(status):
                 self._line_at, self._line_step = self._clock(), status.step
-                self._console.print(Text(f"{self._description}: {status.stage}, step {figures(status, now_unix)}"))
+                stage = status.stage if status.part is None else f"{status.stage}, {status.part}"
+                self._console.print(Text(f"{self._description}: {stage}, step {figures(status, now_unix)}"))
 
     def _line_is_due(self, status: Status) -> bool:
         moved = status.step > 0 and status.step != self._line_step
@@ -150,11 +155,13 @@ def how_far(
     loss: float | None,
     tokens_per_second: float | None,
     seconds_left: float | None,
+    source_losses: Mapping[str, float],
 ) -> list[str]:
-    """`120/500 (24 %)`, `loss 5.4321`, `12,345 tok/s`, `0:01:20 left`: those that are known."""
+    """`120/500 (24 %)`, `loss 5.4321 (web 5.51, code 4.98)`, `12,345 tok/s`, `0:01:20 left`: those that are known."""
     parts = [f"{step:,}/{total_steps:,} ({100 * step / total_steps:.0f} %)" if total_steps else f"{step:,}"]
     if loss is not None:
-        parts.append(f"loss {loss:.4f}")
+        by_source = ", ".join(f"{name} {value:.2f}" for name, value in source_losses.items())
+        parts.append(f"loss {loss:.4f}" + (f" ({by_source})" if by_source else ""))
     if tokens_per_second is not None:
         parts.append(f"{tokens_per_second:,.0f} tok/s")
     if seconds_left is not None:
@@ -164,7 +171,14 @@ def how_far(
 
 def figures(status: Status, now_unix: float) -> str:
     """`120/500 (24 %), loss 5.4321, 12,345 tok/s, 0:01:20 left, forward`: what is known of it."""
-    parts = how_far(status.step, status.total_steps, status.loss, status.tokens_per_second, status.seconds_left)
+    parts = how_far(
+        status.step,
+        status.total_steps,
+        status.loss,
+        status.tokens_per_second,
+        status.seconds_left,
+        status.source_losses,
+    )
     if status.phase:
         silent_seconds = now_unix - status.time_unix
         stalled = silent_seconds >= STALL_SHOWN_AFTER_SECONDS

@@ -85,9 +85,11 @@ class RunStatus:
     last_verdict: str | None
     last_verdict_attempt: int | None
     phase: str | None
+    part: str | None  # of several phases of the recipe, the one that is trained
     step: int
     total_steps: int | None
     loss: float | None
+    source_losses: dict[str, float]  # of a mixture
     tokens_per_second: float | None
     seconds_left: float | None
     checkpoint_step: int | None
@@ -139,9 +141,11 @@ def run_status(run_dir: Path, now_unix: float) -> RunStatus:
         last_verdict=verdict,
         last_verdict_attempt=verdict_attempt,
         phase=shown.get("phase"),
+        part=shown.get("part"),
         step=shown.get("step") or (saved or 0),
         total_steps=shown.get("total_steps"),
         loss=shown.get("loss"),
+        source_losses=shown.get("source_losses") or {},
         tokens_per_second=shown.get("tokens_per_second"),
         seconds_left=shown.get("seconds_left") if live else None,
         checkpoint_step=saved,

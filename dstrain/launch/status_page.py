@@ -23,7 +23,10 @@ PART_NAMES = {
 def page(status: RunStatus) -> str:
     """All of it, without a newline at its end."""
     lines = [f"{status.name}  {status.run}"]
-    lines += [_line("state", _state(status)), _line("step", _step(status)), _line("saved", _saved(status))]
+    lines.append(_line("state", _state(status)))
+    if status.part is not None:
+        lines.append(_line("part", status.part))
+    lines += [_line("step", _step(status)), _line("saved", _saved(status))]
     lines.append(_line("attempts", str(status.attempts)))
     if total := sum(status.run_seconds.values()):
         lines.append(_line("time", _time(status.run_seconds, total)))
@@ -72,7 +75,7 @@ def _supervisor(status: RunStatus) -> str:
 
 def _step(status: RunStatus) -> str:
     known = status.step, status.total_steps, status.loss, status.tokens_per_second, status.seconds_left
-    return ", ".join(how_far(*known))
+    return ", ".join(how_far(*known, status.source_losses))
 
 
 def _time(seconds: dict[str, float], total: float) -> str:

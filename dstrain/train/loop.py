@@ -178,7 +178,7 @@ class Loop:
         if count > 1:
             which = f"phase {phase.number + 1} of {count}, {phase.name}"
             self.report.say(f"{which}: {self._in_words(phase)}, {batch}")
-            self.report.phase("data", stage=f"{self.recipe.task.replace('_', ' ')}, {which}")
+            self.report.phase("data", part=which)
 
     def _in_words(self, phase: PhasePlan) -> str:
         """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web and 30 % code`, model keys."""

@@ -41,12 +41,14 @@ class Reporter:
         self._status_path = run_dir / "status" / f"{runtime.host}.json"
         self._status: dict[str, Any] = {
             "stage": recipe.task.replace("_", " "),
+            "part": None,  # of several phases, the one that is trained
             "attempt": attempt,
             "world_size": runtime.world_size,
             "step": 0,
             "total_steps": total_steps,
             "phase": "starting",
             "loss": None,
+            "source_losses": {},  # of a mixture, by source
             "tokens_per_second": None,
             "seconds_left": None,
             "data_wait_share": None,
@@ -103,7 +105,10 @@ class Reporter:
             self._status["step"] = step
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; numbers go to TensorBoard too. `values` has a "step"."""
+        """Append a line to metrics.jsonl; numbers go to TensorBoard too, those of a source as `loss/NAME` and so on.
+
+        `values` has a "step".
+        """
         if not self._speaks:
             return
         if "loss" in values or "saved_step" in values:
@@ -112,9 +117,15 @@ class Reporter:
         for name in ("loss", "tokens_per_second", "seconds_left", "data_wait_share"):
             if name in values:
                 self._status[name] = values[name]
+        by_source: dict[str, dict[str, float | None]] = values.get("sources", {})
+        for source, measured in by_source.items():
+            if measured["loss"] is not None:
+                self._status["source_losses"] |= {source: measured["loss"]}
         if self._board is not None:
-            for name, value in values.items():
-                if name not in ("step", *_ACCOUNT) and isinstance(value, int | float):
+            named = {name: value for name, value in values.items() if name not in ("step", *_ACCOUNT)}
+            named |= {f"{name}/{source}": value for source, of in by_source.items() for name, value in of.items()}
+            for name, value in named.items():
+                if isinstance(value, int | float):
                     self._board.add_scalar(name, value, values["step"])
 
     def predictions(self, by_split: Callable[[], dict[str, list[dict[str, Any]]]]) -> None:
