@@ -37,10 +37,12 @@ class Content(Protocol):
     """A source by what it holds: a `Corpus`."""
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Of its documents, whatever their shards are called and wherever they lie."""
 
     @property
-    def total_tokens(self) -> int: ...
+    def total_tokens(self) -> int:
+        """All of one epoch."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,15 @@ def row_at(identity: Identity, data_step: int, origin: tuple[int, int] = (0, 0))
     return row
 
 
-def step_of_row(identity: Identity, row: int) -> int:
-    """The global batch that a row of data from its beginning is in: the inverse of `row_at`."""
-    before = 0
+def step_of_row(identity: Identity, row: int, origin: tuple[int, int] = (0, 0)) -> int:
+    """The global batch that a row is in, from that of `origin` on: the inverse of `row_at`."""
+    first_step, before = origin
     for phase in _phases(identity) if "phases" in identity else [_only_phase(identity)]:
-        step = phase.first_step + (row - before) // phase.global_batch_rows
+        begins = max(phase.first_step, first_step)
+        step = begins + (row - before) // phase.global_batch_rows
         if step < phase.end:
             return step
-        before += int(phase.end - phase.first_step) * phase.global_batch_rows
+        before += max(0, int(phase.end - begins)) * phase.global_batch_rows
     raise AssertionError("the last phase has no end")
 
 
@@ -218,7 +221,8 @@ class _Phase:
     @property
     def words(self) -> str:
         """As `phase 2 (long)`."""
-        return f"phase {self.number}" + (f" ({self.name})" if self.name else "")
+        number = f"phase {self.number}"
+        return number if self.name in (None, number) else f"{number} ({self.name})"
 
     @property
     def masking(self) -> dict[str, Any] | float:

@@ -113,7 +113,7 @@ def import_checkpoint(
             model_config=model_config(task.model),
             parameters=wanted,
             files=files,
-            origin={"step": number, "data_step": data_step, "source": str(source.resolve())},
+            origin={"step": number, "data_step": data_step, "first_row": first_row, "source": str(source.resolve())},
         )
         _require_sound(source, target.writing, manifest)
         target.commit(manifest.text(), lambda _: None)

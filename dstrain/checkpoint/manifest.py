@@ -30,10 +30,10 @@ class Manifest:
     rollback, which drops the rows that led to it. Which rows come next follows from it and `identity` alone, see
     `identity.py`. `rng` names a scheme and a seed: random numbers are functions of (seed, row number), so there is no
     generator state to save. `model_config` is the Transformers config of what was trained, so that a checkpoint can
-    become a model by itself. `origin` says where a run that was imported began ("step", "data_step") and what from
-    ("source"); None: at step 0, row 0. `scores` are the numbers of an evaluation of this very step, by their names in
-    metrics.jsonl; often there was none. `data_changes` are the steps after which the run went on with other data, see
-    `data_change.py`.
+    become a model by itself. `origin` says where a run that was imported began ("step", "data_step", "first_row") and
+    what from ("source"); None: at step 0, row 0. `scores` are the numbers of an evaluation of this very step, by their
+    names in metrics.jsonl; often there was none. `data_changes` are the steps after which the run went on with other
+    data, see `data_change.py`.
     """
 
     step: int
@@ -56,8 +56,8 @@ class Manifest:
 
     @property
     def began(self) -> dict[str, Any]:
-        """The "step" and "data_step" since which the run has gone on with the data that it has now."""
-        return (self.data_changes or [self.origin or {"step": 0, "data_step": 0}])[-1]
+        """The "step", "data_step" and "first_row" since which the run has gone on with the data that it has now."""
+        return (self.data_changes or [self.origin or {"step": 0, "data_step": 0, "first_row": 0}])[-1]
 
     @property
     def data_origin(self) -> tuple[int, int]:

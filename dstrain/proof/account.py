@@ -22,6 +22,7 @@ from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, co
 from dstrain.checkpoint.store import Place
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, compare_ledgers, read_all_backwards, read_ledger
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, CheckpointError, CorpusError
+from dstrain.recipe.difference import Difference
 
 PROBLEMS_KEPT = 20  # the first ones of a run; a broken ledger has no end of them
 STRETCHES_KEPT = 1000  # of rolled-back rows; a run makes a handful
@@ -44,7 +45,7 @@ class DataChange:
 
     after_step: int
     first_row: int  # of the new data
-    changed: tuple[str, ...]
+    changed: tuple[Difference, ...]
 
 
 @dataclass
@@ -65,12 +66,12 @@ class Account:
 
 @dataclass(frozen=True)
 class Saved:
-    """Where the newest checkpoint stands: after its step, `data_step` global batches are consumed."""
+    """Where the newest checkpoint stands: after its step, the data goes on with `next_row`."""
 
     step: int
-    data_step: int
+    next_row: int
     folder: Place
-    began: tuple[int, int] = (0, 0)  # the step and the data step of an imported run's first checkpoint
+    began: tuple[int, int] = (0, 0)  # the step and the next row of an imported run's first checkpoint
 
 
 def account(run_dir: Path) -> Account:
@@ -127,8 +128,7 @@ def account_of_ledger(
             found.repeated_rows += entry.rows[1] - entry.rows[0] + 1
             found.repeated_steps += 1
         del problems[: -2 * PROBLEMS_KEPT]  # those of the earliest steps come last
-    first_step, first_data_step = saved.began if saved else (0, 0)
-    first_row = first_data_step * (later.rows[1] - later.rows[0] + 1)
+    first_step, first_row = saved.began if saved else (0, 0)
     if later.step != first_step + 1 or lowest != first_row:
         problems.append(
             f"the ledger begins at step {later.step} with row {lowest}, not at step {first_step + 1} with row "
@@ -173,12 +173,9 @@ def _between(earlier: LedgerEntry, later: LedgerEntry, lowest: int) -> list[str]
 
 def _at_checkpoint(entry: LedgerEntry, saved: Saved | None, last_skipped: int) -> list[str]:
     """Whether the checkpoint of a step goes on after its last row, or after rows up to `last_skipped`."""
-    rows = entry.rows[1] - entry.rows[0] + 1
-    if saved is None or saved.step != entry.step or entry.rows[1] < saved.data_step * rows <= last_skipped + 1:
+    if saved is None or saved.step != entry.step or entry.rows[1] < saved.next_row <= last_skipped + 1:
         return []
-    return [
-        f"{saved.folder} goes on with row {saved.data_step * rows}, but step {entry.step} ended at row {entry.rows[1]}"
-    ]
+    return [f"{saved.folder} goes on with row {saved.next_row}, but step {entry.step} ended at row {entry.rows[1]}"]
 
 
 def newest_saved(run_dir: Path, ledger: Path) -> Saved | None:
@@ -194,8 +191,8 @@ def newest_saved(run_dir: Path, ledger: Path) -> Saved | None:
         except CheckpointError:
             continue  # a resume passes over it as well
         if manifest.step <= last or _is_sound(folder):
-            began = manifest.origin or {"step": 0, "data_step": 0}
-            return Saved(manifest.step, manifest.data_step, folder, (began["step"], began["data_step"]))
+            began = manifest.origin or {"step": 0, "first_row": 0}
+            return Saved(manifest.step, manifest.next_row, folder, (began["step"], began["first_row"]))
     return None
 
 
@@ -218,12 +215,12 @@ def data_changes(metrics: Path) -> list[DataChange]:
     if not metrics.is_file():
         return []
     with metrics.open(encoding="utf-8") as lines:
-        found = [json.loads(line) for line in lines if '"data_changed"' in line]
-    return list(
-        {
-            one["step"]: DataChange(one["step"] - 1, one["first_row"], tuple(one["data_changed"])) for one in found
-        }.values()
-    )
+        logged = [json.loads(line) for line in lines if '"data_changed"' in line]
+    by_step = {}
+    for change in logged:
+        changed = tuple(map(Difference.from_json, change["data_changed"]))
+        by_step[change["step"]] = DataChange(change["step"] - 1, change["first_row"], changed)
+    return list(by_step.values())
 
 
 # ---------------------------------------------------------------- the command
@@ -276,8 +273,9 @@ def account_text(found: Account) -> str:
             f"  {what:<11}  rows {dropped.rows[0]:,} to {dropped.rows[1]:,}, after step {dropped.after_step:,}"
         )
     lines += [
-        f"  other data   from row {one.first_row:,} on, after step {one.after_step:,}: {'; '.join(one.changed)}"
-        for one in found.data_changes
+        f"  other data   from row {change.first_row:,} on, after step {change.after_step:,}: "
+        f"{'; '.join(map(str, change.changed))}"
+        for change in found.data_changes
     ]
     return "\n".join([*lines, *(f"  problem      {problem}" for problem in found.problems)])
 

@@ -15,7 +15,7 @@ from dstrain.data.ledger import LEDGER_NAME, compare_ledgers
 from dstrain.report.runs import read_metrics
 
 STRETCH_ELEMENTS = 1 << 22  # compared at a time
-COUNTERS = ("step", "data_step", "optimizer_steps", "cursors", "bad_samples", "learning_rate", "identity")
+COUNTERS = ("step", "data_step", "optimizer_steps", "learning_rate", "identity")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunDistance:
 
     @property
     def same_rows(self) -> bool:
-        """Whether both runs have all steps, with the same rows, and ended at the same cursors and counters."""
+        """Whether both runs have all steps, with the same rows, and ended at the same counters."""
         return self.first_other_rows is None and self.steps_compared == self.steps and not self.other_counters
 
     @property

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dstrain.checkpoint.identity import step_of_row
+from dstrain.data.ledger import LedgerEntry
 from dstrain.data.rows import digest_hex
 from dstrain.errors import CheckpointError, UserError
 from dstrain.plan import batch_plan
+from dstrain.plan.schedule import learning_rate
 from dstrain.proof.history import LoggedStep, StepHistory, logged_step, run_recipe, step_history
 from dstrain.proof.trace import NonFinite, Trace
 from dstrain.recipe.schema import Recipe
@@ -29,7 +31,6 @@ from dstrain.report.runs import read_metrics
 from dstrain.tasks.task import RowDocument, StepBatch, Task, seeded_micro_batches
 from dstrain.train.alone import alone
 from dstrain.train.best import plateaued
-from dstrain.train.optim import learning_rate
 from dstrain.train.runtime import Runtime
 from dstrain.train.state import restore_state
 
@@ -107,7 +108,7 @@ def replay(
     history = step_history(run_dir, step)
     logged = logged_step(run_dir, step)
     world_size = logged.world_size if world_size is None else world_size
-    batch_plan(recipe, world_size)  # an impossible one is refused here
+    batch_plan(recipe, world_size)  # more ranks than lanes are refused here
     if rank is not None and not 0 <= rank < world_size:
         raise UserError(f"--rank {rank}: {world_size} ranks are numbered 0 to {world_size - 1}; give one of them")
     with alone(recipe) as (runtime, task):
@@ -126,17 +127,16 @@ class _Rehearsal:
         self, batches: Sequence[StepBatch], ranks: Iterable[int], trace: Trace | None = None
     ) -> Iterator[tuple[int, float]]:
         """Forward and backward of each rank's micro-batches: (rank, sum of its losses). Gradients add up."""
-        targets = sum(batch.targets for batch in batches)
+        targets, order = sum(batch.targets for batch in batches), list(ranks)
         batches = self.task.completed(batches)
-        for rank in ranks:
-            batch, loss_sum, rows_done = batches[rank], 0.0, 0
-            for inputs in seeded_micro_batches(batch, self.recipe.train.seed):
-                rows = batch.row_numbers[rows_done : rows_done + len(next(iter(inputs.values())))]
-                rows_done += len(rows)
+        last = batches[order[-1]].micro_batches[-1]
+        for rank in order:
+            loss_sum = 0.0
+            for micro_batch in seeded_micro_batches(batches[rank], self.recipe.train.seed):
                 if trace is not None:
-                    trace.rows = rows.tolist()
-                loss, _ = self.runtime.engine(**inputs)
-                self.runtime.backward(loss, targets)
+                    trace.rows = micro_batch.row_numbers.tolist()
+                loss, _ = micro_batch.run(self.runtime.engine)
+                self.runtime.backward(loss, targets, is_last=micro_batch is last)
                 loss_sum += float(loss.detach())
             yield rank, loss_sum
 
@@ -144,7 +144,7 @@ class _Rehearsal:
         """Make global step `step`."""
         for _ in self.in_turn(batches, range(self.world_size)):
             pass
-        self.runtime.apply_step(learning_rate(self.recipe, step - 1, self.task.totals.steps, self.plateau))
+        self.runtime.apply_step(learning_rate(self.recipe, self.task.totals.timeline, step - 1, self.plateau))
 
     def judge(self, evaluation: dict[str, Any] | None, step: int) -> None:
         """What the run's own evaluation after a step meant for the learning rate."""
@@ -172,7 +172,7 @@ def _replayed(
     say: Say,
 ) -> Replay:
     world_size, entry, metrics = rehearsal.world_size, history.entries[-1], logged.metrics or {}
-    data_step, batches, cursors = _at_the_step(rehearsal, run_dir, history, say)
+    data_step, batches = _at_the_step(rehearsal, run_dir, history, say)
     order = range(world_size) if rank is None else [rank, *(k for k in range(world_size) if k != rank)]
     tracer, sums, own_norms = Trace(), {}, {}
     with tracer.watching(rehearsal.task.module) if trace else nullcontext():
@@ -205,55 +205,52 @@ def _replayed(
         logged_gradient_norm=metrics.get("grad_norm"),
         ranks=[RankLoss(k, sums[k] / max(targets[k], 1), rank_losses[k], targets[k]) for k in range(world_size)],
         layers=[LayerGradient(layer, norm, own_norms.get(layer)) for layer, norm in norms.items()],
-        documents=[document for k in shown for document in rehearsal.task.documents(k, world_size, data_step, cursors)],
+        documents=[document for k in shown for document in rehearsal.task.documents(k, world_size, data_step)],
         traced=trace,
         non_finite=tracer.found,
     )
 
 
-def _at_the_step(
-    rehearsal: _Rehearsal, run_dir: Path, history: StepHistory, say: Say
-) -> tuple[int, list[StepBatch], NDArray[np.int64] | None]:
-    """Bring the weights to where the step began. Returns its data step, all ranks' batches, and the cursors before."""
+def _at_the_step(rehearsal: _Rehearsal, run_dir: Path, history: StepHistory, say: Say) -> tuple[int, list[StepBatch]]:
+    """Bring the weights to where the step began. Returns its data step, and all ranks' batches of it."""
     task, world_size = rehearsal.task, rehearsal.world_size
-    batch_rows = rehearsal.recipe.train.global_batch_rows
-    steps = {entry.rows[0] // batch_rows: entry.step for entry in history.entries}  # data step → step
-    first, cursors = _restored(rehearsal, history, min(steps))
+    _restore(rehearsal, history)
+    steps = {_data_step(rehearsal, history, entry): entry.step for entry in history.entries}  # data step → step
     last = max(steps)
     metrics = run_dir / "metrics.jsonl"
     evaluations = {entry["step"]: entry for entry in (read_metrics(metrics).evaluations if metrics.is_file() else [])}
     with ExitStack() as stack:
-        streams = [stack.enter_context(task.rank_steps(k, world_size, first, cursors)) for k in range(world_size)]
-        for data_step in range(first, last):
+        streams = [stack.enter_context(task.rank_steps(k, world_size, min(steps))) for k in range(world_size)]
+        for data_step in range(min(steps), last + 1):
+            task.enter_phase(task.phase_at(data_step))
             batches = [next(stream) for stream in streams]
-            if data_step in steps:  # a rollback drops the others
+            if data_step in steps and data_step < last:  # a rollback drops the others
                 say(f"step {steps[data_step]:,}: training it, to come to step {steps[last]:,}")
                 rehearsal.train(batches, steps[data_step])
                 rehearsal.judge(evaluations.get(steps[data_step]), steps[data_step])
-            cursors = _joined(batches, task.lanes)
-        return last, [next(stream) for stream in streams], cursors
+        return last, batches
 
 
-def _restored(rehearsal: _Rehearsal, history: StepHistory, first_needed: int) -> tuple[int, NDArray[np.int64] | None]:
-    """Load the checkpoint, if there is one. Returns the data step that follows it and where the lanes stand there."""
-    if history.source is None:
-        return 0, None
-    state = restore_state(rehearsal.runtime, rehearsal.task, history.source)
-    if state.data_step > first_needed:
-        raise CheckpointError(
-            f"{history.source.folder} was saved after global batch {state.data_step}, but the ledger has the step "
-            f"after it at batch {first_needed + 1}: the two are not of one run; restore the folder from a copy"
+def _restore(rehearsal: _Rehearsal, history: StepHistory) -> None:
+    """Load the checkpoint, if there is one."""
+    if history.source is not None:
+        rehearsal.plateau = restore_state(rehearsal.runtime, rehearsal.task, history.source).plateau
+
+
+def _data_step(rehearsal: _Rehearsal, history: StepHistory, entry: LedgerEntry) -> int:
+    """Which global batch a step consumed, going by its first row."""
+    task = rehearsal.task
+    data_step = step_of_row(task.identity(), entry.rows[0], task.origin)
+    done = 0 if history.source is None else history.source.manifest.data_step
+    if data_step < done or task.first_row(data_step) != entry.rows[0]:
+        where = (
+            "the run's beginning" if history.source is None else f"{history.source.folder}, saved after {done} batches"
         )
-    rehearsal.plateau = state.plateau
-    return state.data_step, history.source.cursors
-
-
-def _joined(batches: Sequence[StepBatch], lanes: int) -> NDArray[np.int64]:
-    """Cursors of all lanes from those of each rank's."""
-    cursors = np.empty((lanes, 3), np.int64)
-    for rank, batch in enumerate(batches):
-        cursors[rank :: len(batches)] = batch.cursors
-    return cursors
+        raise CheckpointError(
+            f"the ledger has step {entry.step} with the rows {entry.rows[0]} to {entry.rows[1]}, which do not follow "
+            f"{where}: the two are not of one run; restore the folder from a copy"
+        )
+    return data_step
 
 
 def layer_of(parameter: str) -> str:
