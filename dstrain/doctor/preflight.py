@@ -20,7 +20,7 @@ from dstrain.launch.profile import Profile
 from dstrain.launch.run_folder import committed_steps, next_attempt
 from dstrain.launch.timings import Timings
 from dstrain.plan import kept_checkpoints, recipe_checkpoint_bytes
-from dstrain.recipe.files import PATH_KEYS
+from dstrain.recipe.files import is_path
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
@@ -127,7 +127,7 @@ def room_needed(recipe: Recipe, there: int) -> int:
 def paths(recipe: Recipe) -> list[str]:
     """The files and folders that ranks read; patterns are left to them."""
     values = flat_values(recipe)
-    known = [values.get(key) for key in PATH_KEYS]
+    known = [value for key, value in values.items() if is_path(key)]
     return [path for path in known if isinstance(path, str) and not set(path) & set("*?[{")]
 
 

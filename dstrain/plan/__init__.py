@@ -1,6 +1,6 @@
-"""What a recipe will do on a number of ranks, by arithmetic alone: batch, FLOPs, memory, disk, DeepSpeed's config."""
+"""What a recipe will do on a number of ranks, by arithmetic alone: phases, batch, FLOPs, memory, disk, DeepSpeed's config."""
 
-from dstrain.plan.batch import BatchPlan, batch_plan, corpus_tokens, legal_world_sizes, masked_per_row, total_steps
+from dstrain.plan.batch import BatchPlan, batch_plan, corpus_tokens, masked_per_row, most_ranks, pairs_per_row
 from dstrain.plan.engine import deepspeed_config
 from dstrain.plan.flops import Flops, step_flops
 from dstrain.plan.memory import (
@@ -11,21 +11,29 @@ from dstrain.plan.memory import (
     rank_memory,
     recipe_checkpoint_bytes,
 )
+from dstrain.plan.schedule import learning_rate, warmup_steps
+from dstrain.plan.timeline import PhasePlan, Timeline, in_phase, make_timeline
 
 __all__ = [
     "BatchPlan",
     "Flops",
     "Memory",
+    "PhasePlan",
+    "Timeline",
     "activation_bytes",
     "batch_plan",
     "checkpoint_bytes",
     "corpus_tokens",
     "deepspeed_config",
+    "in_phase",
     "kept_checkpoints",
-    "legal_world_sizes",
+    "learning_rate",
+    "make_timeline",
     "masked_per_row",
+    "most_ranks",
+    "pairs_per_row",
     "rank_memory",
     "recipe_checkpoint_bytes",
     "step_flops",
-    "total_steps",
+    "warmup_steps",
 ]

@@ -1,92 +1,120 @@
-"""How a global batch is split over ranks, and how many steps a run has."""
+"""How a global batch is split over ranks."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from dstrain.data.pair_slots import pair_slots
 from dstrain.errors import RecipeError
+from dstrain.plan.timeline import PhasePlan
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """world ranks × micro_batch_rows × accumulation = rows of a global step, of `tokens` tokens."""
+    """A global batch over `world` ranks, some of which may have more rows than others.
+
+    Every rank takes the same number of micro-batches of the same size, so that collectives match; what a rank has fewer
+    of is made up by rows of weight 0.
+
+    Attributes:
+        world: number of ranks.
+        global_batch_rows: rows of a step.
+        fewest_rows: of a rank.
+        most_rows: of a rank.
+        micro_batch_rows: rows of each micro-batch as it is run, those of weight 0 included.
+        accumulation: micro-batches of a rank in a step.
+        tokens: of a step.
+    """
 
     world: int
+    global_batch_rows: int
+    fewest_rows: int
+    most_rows: int
     micro_batch_rows: int
     accumulation: int
-    rows: int
     tokens: int
+
+    @property
+    def used(self) -> float:
+        """The share of the rows that are run which is of the batch: how much of the machine is used."""
+        return self.global_batch_rows / (self.world * self.accumulation * self.micro_batch_rows)
 
     def __str__(self) -> str:
         ranks = f"{self.world} rank{'s' if self.world != 1 else ''}"
-        split = f"{ranks} × {self.micro_batch_rows} rows × {self.accumulation} accumulation"
-        return f"{split} = {self.rows:,} rows = {self.tokens:,} tokens"
+        if self.used == 1:
+            split = f"{ranks} × {self.micro_batch_rows} rows × {self.accumulation} accumulation"
+            return f"{split} = {self.global_batch_rows:,} rows = {self.tokens:,} tokens"
+        rows = f"{self.most_rows:,}" if self.fewest_rows == self.most_rows else _either(self.fewest_rows, self.most_rows)
+        return f"{ranks}: {rows} of {self.global_batch_rows:,} rows each, {100 * self.used:.0f} % used"
 
 
-def legal_world_sizes(recipe: Recipe) -> list[int]:
-    """Return every number of ranks that can train this recipe, in increasing order.
-
-    Each rank must own whole lanes, and its share of the global batch must be whole micro-batches.
-    """
-    rows, micro = recipe.train.global_batch_rows, recipe.train.micro_batch_rows
-    owned = recipe.data.lanes if isinstance(recipe, MaskedLmRecipe) else rows
-    return [world for world in range(1, rows // micro + 1) if owned % world == 0 and rows % (world * micro) == 0]
+def _either(fewest: int, most: int) -> str:
+    return f"{fewest:,} or {most:,}"
 
 
-def batch_plan(recipe: Recipe, world: int) -> BatchPlan:
-    """Split the global batch over `world` ranks.
-
-    Raises:
-        RecipeError: no such split exists; the message names the nearest numbers of ranks that have one.
-    """
-    rows, micro = recipe.train.global_batch_rows, recipe.train.micro_batch_rows
-    legal = legal_world_sizes(recipe)
-    if world not in legal:
-        below = max((size for size in legal if size < world), default=None)
-        above = min((size for size in legal if size > world), default=None)
-        nearest = " or ".join(str(size) for size in (below, above) if size is not None)
-        rule = f"train.global_batch_rows={rows} into micro-batches of train.micro_batch_rows={micro}"
-        if isinstance(recipe, MaskedLmRecipe):
-            rule = f"data.lanes={recipe.data.lanes} evenly, or {rule}"
-        raise RecipeError(f"{world} ranks cannot share {rule}; use {nearest} ranks")
-    return BatchPlan(world, micro, rows // (world * micro), rows, rows * recipe.data.row_tokens)
+def most_ranks(recipe: Recipe) -> int:
+    """Return the greatest number of ranks that can train a recipe; every smaller one can too."""
+    return recipe.lanes if isinstance(recipe, MaskedLmRecipe) else recipe.train.global_batch_rows
 
 
-def masked_per_row(recipe: MaskedLmRecipe) -> int:
-    """Return the fixed number of predicted tokens in each row."""
-    return max(1, round(recipe.data.masking.rate * recipe.data.sequence_length))
-
-
-def pairs_per_row(recipe: MaskedLmRecipe) -> int:
-    """Return the fixed number of places for pairs in each row; 0 where the recipe has no pairs."""
-    return 0 if recipe.data.pairs.objective == "none" else pair_slots(recipe.data.sequence_length)
-
-
-def total_steps(recipe: Recipe, corpus_tokens: int | None) -> int | None:
-    """Return the number of global steps of the whole run, or None for epochs of a corpus of unknown size.
+def batch_plan(recipe: Recipe, world: int, phase: PhasePlan | None = None) -> BatchPlan:
+    """Split a global batch over `world` ranks.
 
     Args:
-        recipe: gives its length as steps, tokens or epochs; the last two are rounded up to whole steps.
-        corpus_tokens: tokens of one epoch. For labelled examples, each of which fills one row: examples × row length.
+        recipe: what to train.
+        world: number of ranks.
+        phase: whose batch; None takes what the recipe says outside its phases.
+
+    Raises:
+        RecipeError: there are more ranks than can have a row of each batch.
     """
-    train = recipe.train
-    if train.steps is not None:
-        return train.steps
-    step_tokens = train.global_batch_rows * recipe.data.row_tokens
-    if train.tokens is not None:
-        return math.ceil(train.tokens / step_tokens)
-    assert train.epochs is not None
-    if corpus_tokens is None:
-        return None
-    return max(1, math.ceil(round(train.epochs * corpus_tokens / step_tokens, 6)))
+    most = most_ranks(recipe)
+    if not 1 <= world <= most:
+        raise RecipeError(f"{world} ranks cannot train {recipe.name}: {_limit(recipe, most)}")
+    rows = recipe.train.global_batch_rows if phase is None else phase.global_batch_rows
+    micro = recipe.train.micro_batch_rows if phase is None else phase.micro_batch_rows
+    tokens = rows * (recipe.data.row_tokens if phase is None else phase.row_tokens)
+    lane_rows = rows // most  # rows of a lane, which are all of one rank
+    fewest, most_rows = most // world * lane_rows, -(-most // world) * lane_rows
+    accumulation = -(-most_rows // micro)
+    return BatchPlan(world, rows, fewest, most_rows, -(-most_rows // accumulation), accumulation, tokens)
 
 
-def corpus_tokens(recipe: Recipe) -> int | None:
-    """Return the number of tokens of the training corpus from its index.json, or None where that is not known."""
-    location = Path(recipe.data.train)
+def _limit(recipe: Recipe, most: int) -> str:
+    if not isinstance(recipe, MaskedLmRecipe):
+        return f"train.global_batch_rows={most} gives a row to as many; use 1 to {most} ranks"
+    if recipe.data.lanes is not None:
+        return f"data.lanes={most} is the most; use 1 to {most} ranks, or more lanes"
+    return (
+        f"its global batches have {most} lanes in common (data.lanes: null); use 1 to {most} ranks, or batches with a "
+        "greater common divisor"
+    )
+
+
+def masked_per_row(rate: float, sequence_length: int) -> int:
+    """Return the fixed number of predicted tokens in each row of a step with this masking rate."""
+    return max(1, round(rate * sequence_length))
+
+
+def pairs_per_row(recipe: MaskedLmRecipe, sequence_length: int) -> int:
+    """Return the fixed number of places for pairs in each row; 0 where the recipe has no pairs."""
+    return 0 if recipe.data.pairs.objective == "none" else pair_slots(sequence_length)
+
+
+def corpus_tokens(recipe: Recipe) -> dict[str, int] | int | None:
+    """Return the number of tokens of the training corpus from its index.json, or None where that is not known.
+
+    Where the recipe has sources, by the names of those whose number is known.
+    """
+    if isinstance(recipe, MaskedLmRecipe) and recipe.data.sources is not None:
+        counts = {name: _indexed_tokens(source.shards) for name, source in recipe.data.sources.items()}
+        return {name: count for name, count in counts.items() if count is not None}
+    return None if recipe.data.train is None else _indexed_tokens(recipe.data.train)
+
+
+def _indexed_tokens(shards: str) -> int | None:
+    location = Path(shards)
     folder = location if location.is_dir() else location.parent
     try:
         tokens = json.loads((folder / "index.json").read_bytes())["tokens"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dstrain.plan.batch import batch_plan
+from dstrain.plan.timeline import PhasePlan
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.training import Zero
 
@@ -13,16 +14,24 @@ PERSISTENT_ELEMENTS = 100_000  # stage 3: smaller parameters stay whole on every
 NEVER_STEPS = 2**31 - 1
 
 
-def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+def deepspeed_config(recipe: Recipe, world_size: int, phase: PhasePlan | None = None) -> dict[str, Any]:
     """Return the configuration to initialise DeepSpeed with.
 
+    Its batch is nominal: DeepSpeed wants ranks × micro-batches × rows to be the whole of it, and takes nothing from it
+    but when a step is complete. Rows that a rank has fewer of than others are in it; the loss leaves them out.
+
+    Args:
+        recipe: what to train.
+        world_size: number of ranks.
+        phase: whose batch; None takes what the recipe says outside its phases.
+
     Raises:
-        RecipeError: the global batch cannot be split over `world_size` ranks.
+        RecipeError: there are more ranks than can train the recipe.
     """
-    batch = batch_plan(recipe, world_size)
+    batch = batch_plan(recipe, world_size, phase)
     train = recipe.train
     return {
-        "train_batch_size": batch.rows,
+        "train_batch_size": batch.world * batch.micro_batch_rows * batch.accumulation,
         "train_micro_batch_size_per_gpu": batch.micro_batch_rows,
         "gradient_accumulation_steps": batch.accumulation,
         "gradient_clipping": 0.0 if clips_itself(recipe) else (train.clip_grad_norm or 0.0),

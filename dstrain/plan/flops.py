@@ -19,6 +19,7 @@ from dstrain.model.pair_shape import PairShape
 from dstrain.model.shape import AnyShape, ModelShape, layer_parameters, lora_parameters
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
+from dstrain.plan.timeline import PhasePlan, in_phase
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
 
 
@@ -48,17 +49,22 @@ class Flops:
         return self.model + (self.matmuls + self.attention if self.activation_checkpointing else 0)
 
 
-def step_flops(recipe: Recipe, shape: AnyShape) -> Flops:
-    """Return the operations per token of this recipe's rows; a global step has rows × `data.row_tokens` tokens."""
+def step_flops(recipe: Recipe, shape: AnyShape, phase: PhasePlan | None = None) -> Flops:
+    """Return the operations per token of this recipe's rows; a global step has rows × `data.row_tokens` tokens.
+
+    With a `phase`, of its rows; where its masking rate changes, of the mean one.
+    """
+    if phase is not None:
+        recipe = in_phase(recipe, phase)
     if isinstance(recipe, SequenceToSequenceRecipe):
         assert isinstance(shape, PairShape)
         return _pair_flops(recipe, shape)
     assert isinstance(shape, ModelShape)
     hidden, length = shape.hidden_size, recipe.data.sequence_length
     if isinstance(recipe, MaskedLmRecipe):
-        predicted = masked_per_row(recipe) / length
+        predicted = sum(masked_per_row(rate, length) for rate in recipe.data.masking.rates) / 2 / length
         head = predicted * 2 * (hidden * hidden + hidden * shape.vocab_size)
-        if pairs := pairs_per_row(recipe):
+        if pairs := pairs_per_row(recipe, length):
             head += 2 * ((pairs + 1) * hidden * hidden + pairs * 2 * hidden) / length
     elif isinstance(recipe, ClassificationRecipe):
         head = 2 * hidden * hidden / length

@@ -110,7 +110,7 @@ def activation_bytes(recipe: Recipe, shape: AnyShape, *, checkpointing: bool, on
     """Return the bytes of activations that one micro-batch holds when its backward pass begins.
 
     Args:
-        recipe: gives rows, row length, masking, precision and the attention's implementation.
+        recipe: gives rows, row length, masking, precision and the attention's implementation; see `in_phase`.
         shape: the encoder, or of encoder and decoder.
         checkpointing: whether layers are computed again in the backward pass.
         on_cpu: whether it runs on a CPU, where torch's kernels keep more.
@@ -188,8 +188,8 @@ def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
     if not isinstance(recipe, MaskedLmRecipe):  # an output for every token
         outputs = head_outputs(recipe) or UNKNOWN_OUTPUTS
         return rows * recipe.data.sequence_length * (hidden * element + outputs * (element + 4 + 4))
-    predicted = rows * masked_per_row(recipe)
-    pairs = rows * pairs_per_row(recipe)
+    predicted = rows * masked_per_row(max(recipe.data.masking.rates), recipe.data.sequence_length)
+    pairs = rows * pairs_per_row(recipe, recipe.data.sequence_length)
     return predicted * (4 * hidden * element + shape.vocab_size * (element + 4 + 4)) + pairs * 2 * hidden * element
 
 
@@ -205,7 +205,7 @@ def kept_checkpoints(recipe: Recipe, steps: int | None) -> int:
 
 
 def checkpoint_bytes(trained: int, frozen_bytes: int = 0) -> int:
-    """Return the bytes of one checkpoint on disk; headers, cursors and the manifest come on top, a few hundred kB."""
+    """Return the bytes of one checkpoint on disk; headers and the manifest come on top, a few hundred kB."""
     return CHECKPOINT_BYTES_PER_PARAMETER * trained + frozen_bytes
 
 

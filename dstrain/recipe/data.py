@@ -4,22 +4,43 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from dstrain.recipe.fields import Fraction, NonNegativeInt, PositiveInt, Section
+from dstrain.recipe.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
 
 RowRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$")]
 FileFormat = Literal["csv", "tsv", "json", "jsonl", "parquet", "text", "conll"]
+MaskingRate = Annotated[float, Field(gt=0, lt=1)]
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+SINGLE_SOURCE = "train"  # the name of what `data.train` holds, where sources have names
 FILE_FORMATS: tuple[str, ...] = get_args(FileFormat)
+
+
+class MaskingRamp(Section):
+    """A rate that goes in a straight line from the first step of a phase to its last one; without phases, of the run."""
+
+    from_: MaskingRate = Field(alias="from")
+    to: MaskingRate
 
 
 class Masking(Section):
     """Which tokens are predicted. `replace`: their shares of [mask, random, kept], as in BERT (Devlin et al. 2019).
 
-    `unit`: single tokens, whole words, or spans of words (SpanBERT; Joshi et al. 2020); as many per row.
+    `rate` is a number, or {from: 0.3, to: 0.15}. `unit`: single tokens, whole words, or spans of words (SpanBERT; Joshi
+    et al. 2020); as many per row.
     """
 
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    rate: MaskingRate | MaskingRamp = 0.15
     unit: Literal["token", "word", "span"] = "token"
     replace: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The rates of the first and of the last step."""
+        return masking_rates(self.rate)
+
+
+def masking_rates(rate: float | MaskingRamp) -> tuple[float, float]:
+    """The rates of the first and of the last step of what `data.masking.rate` says."""
+    return (rate.from_, rate.to) if isinstance(rate, MaskingRamp) else (rate, rate)
 
 
 class Pairs(Section):
@@ -35,19 +56,39 @@ class Pairs(Section):
     tokens: PositiveInt = 128
 
 
+class Source(Section):
+    """One of several corpora that rows are taken from: shards as in `data.train`, and its share of the rows.
+
+    Shares are `weight` ÷ the sum of all weights; a source of weight 0 is there for a phase that gives it one. Once every
+    token of it was read, a source is read again in another order (`repeat`); or the run ends (`stop`); or the other
+    sources share its rows (`drop`). `dstrain plan` says beforehand when. `valid` is evaluated by itself.
+    """
+
+    shards: str
+    weight: NonNegativeFloat = 1.0
+    valid: str | None = None
+    when_exhausted: Literal["repeat", "stop", "drop"] = "repeat"
+
+
 class MaskedLmData(Section):
     """WebDataset shards for pretraining: a folder, a glob or a brace pattern of tar files.
 
-    Every global batch that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
+    Either `train`, or several `sources` by name. A corpus is cut into `lanes` of equally many tokens, which are read
+    side by side: each global batch has as many rows of one lane as of any other. A rank reads whole lanes, so `lanes` is
+    the greatest number of ranks, and divides every global batch; any number of ranks up to it will do. null: the
+    greatest common divisor of all global batches, or its greatest divisor up to 1,024. Texts are shuffled within
+    `shuffle_window` blocks of a lane; null: as many as make 4,096 over all lanes, and 4 at least. Every global batch
+    that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
     """
 
-    train: str
+    train: str | None = None
+    sources: dict[SourceName, Source] | None = None
     valid: str | None = None
     text_field: str = "text"
     sequence_length: PositiveInt
-    lanes: PositiveInt = 64
+    lanes: PositiveInt | None = None
     seed: NonNegativeInt = 0
-    shuffle_window: PositiveInt = 1024
+    shuffle_window: PositiveInt | None = None
     masking: Masking = Masking()
     pairs: Pairs = Pairs()
     on_bad_sample: Literal["stop", "skip"] = "stop"
@@ -59,6 +100,14 @@ class MaskedLmData(Section):
     def row_tokens(self) -> int:
         """Tokens of a row."""
         return self.sequence_length
+
+    @property
+    def training_sources(self) -> dict[str, Source]:
+        """What is trained on, by name: `sources`, or `train` as a source of its own."""
+        if self.sources is not None:
+            return self.sources
+        assert self.train is not None, "a valid recipe has data.train or data.sources"
+        return {SINGLE_SOURCE: Source(shards=self.train)}
 
 
 class ExampleData(Section):

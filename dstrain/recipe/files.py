@@ -10,11 +10,23 @@ from dstrain.recipe.keys import flat_values
 from dstrain.recipe.rules import positions_suffice, token_types_suffice
 from dstrain.recipe.schema import CommonRecipe
 
-PATH_KEYS = ("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained")
+_PATH_KEYS = (
+    *("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained"),
+    *("data.sources.*.shards", "data.sources.*.valid"),  # of every source
+)
 ENCODER_DECODER = "encoder-decoder"
 _DATASETS = "datasets://"  # a data set by its name; whether it is there is seen when it is loaded
 _MADE_BY = {"build/pretrained/": "make pretrained", "build/quickstart/": "make quickstart"}
 _PATTERN_CHARACTERS = "*?[{"
+
+
+def is_path(key: str) -> bool:
+    """Tell whether the value of a dotted key is a path."""
+    parts = key.split(".")
+    return any(
+        len(parts) == len(pattern) and all(word in ("*", part) for part, word in zip(parts, pattern, strict=True))
+        for pattern in (path_key.split(".") for path_key in _PATH_KEYS)
+    )
 
 
 def absolute(path: str) -> str:
@@ -24,15 +36,14 @@ def absolute(path: str) -> str:
 
 def missing_files(recipe: CommonRecipe) -> list[str]:
     """Return a sentence for each path of a valid recipe that leads nowhere on this machine."""
-    known = {key: value for key, value in flat_values(recipe).items() if key in PATH_KEYS}
+    known = {key: value for key, value in flat_values(recipe).items() if is_path(key)}
     return [f"{keys[0]}={known[keys[0]]} {sentence}" for keys, sentence in file_problems(known)]
 
 
 def file_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield `(keys, sentence)` for each path of the recipe that leads nowhere or to something that does not fit."""
-    for key in PATH_KEYS:
-        path = known.get(key)
-        if isinstance(path, str):
+    for key, path in known.items():
+        if is_path(key) and isinstance(path, str):
             sentence = _missing(path, folder_needed=key in ("tokenizer", "model.pretrained"))
             if sentence is not None:
                 yield (key,), sentence
@@ -117,7 +128,7 @@ def _pretrained_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
         yield ("model.architecture", "model.pretrained"), f"but model.pretrained holds a {found} model; {remedy}"
         return
     whole = found == ENCODER_DECODER
-    for key, side in (("data.sequence_length", "encoder"), ("data.target_length", "decoder")):
+    for key, side in (*((key, "encoder") for key in _row_lengths(known)), ("data.target_length", "decoder")):
         stack = config.get(side) if whole else config
         length, positions = known.get(key), stack.get("max_position_embeddings") if isinstance(stack, dict) else None
         if isinstance(stack, dict) and isinstance(length, int) and isinstance(positions, int):
@@ -130,6 +141,16 @@ def _pretrained_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
         sentence = token_types_suffice(objective, types, architecture, "the pretrained model's type_vocab_size")
         if sentence is not None:
             yield ("data.pairs.objective", "model.pretrained"), sentence
+
+
+def _row_lengths(known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys that say how long rows are; phases may change the positions that a model has by themselves."""
+    yield "data.sequence_length"
+    for number in range(len(known["phases"]) if isinstance(known.get("phases"), list) else 0):
+        if known.get(f"phases.{number}.model.max_position_embeddings") is not None:
+            return
+        if known.get(f"phases.{number}.data.sequence_length") is not None:
+            yield f"phases.{number}.data.sequence_length"
 
 
 def origins(architecture: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Walks the schema: which keys a section has, which of them are sections themselves, and what they default to."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -47,15 +48,30 @@ def allows_null(field: FieldInfo) -> bool:
 
 def section_of(field: FieldInfo, values: Mapping[str, object]) -> type[Section] | None:
     """Return the section class a key holds, or None for a plain value; `values` chooses among architectures."""
-    options = [
-        option
-        for option in (field.annotation, *get_args(field.annotation))
-        if isinstance(option, type) and issubclass(option, Section)
-    ]
+    options = sections_in(field.annotation)
     if isinstance(field.discriminator, str):
         word = values.get(field.discriminator)
         options = [option for option in options if word in allowed_words(option.model_fields[field.discriminator])]
     return options[0] if options else None
+
+
+def entry_section(field: FieldInfo) -> type[Section] | None:
+    """Return the class of each entry of a key that holds several sections, by name or in a list; None for others."""
+    for option in _alternatives(field.annotation):
+        if get_origin(option) in (dict, tuple):
+            for argument in get_args(option):
+                if sections := sections_in(argument):
+                    return sections[0]
+    return None
+
+
+def sections_in(annotation: object) -> list[type[Section]]:
+    """Return the section classes among the alternatives of a type."""
+    return [option for option in _alternatives(annotation) if isinstance(option, type) and issubclass(option, Section)]
+
+
+def _alternatives(annotation: object) -> tuple[object, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def tag_choices(field: FieldInfo) -> tuple[str, ...]:
@@ -83,16 +99,15 @@ def leaf_defaults(section: type[Section], prefix: str = "") -> Iterator[tuple[st
 
 
 def all_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key that a section can have, whatever its architecture."""
+    """Yield every dotted key that a section can have, whatever its architecture, but for entries of lists and names."""
     for key, field in section_fields(section).items():
         yield f"{prefix}{key}"
-        for option in (field.annotation, *get_args(field.annotation)):
-            if isinstance(option, type) and issubclass(option, Section):
-                yield from all_keys(option, f"{prefix}{key}.")
+        for option in sections_in(field.annotation):
+            yield from all_keys(option, f"{prefix}{key}.")
 
 
 def flat_values(recipe: CommonRecipe) -> dict[str, Any]:
-    """Return every value of a recipe by dotted key, in the schema's order, in JSON's types."""
+    """Return every value of a recipe by dotted key, in the schema's order, in JSON's types; `phases.0.steps` too."""
     return dict(_flat(recipe.model_dump(mode="json", by_alias=True)))
 
 
@@ -100,5 +115,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            yield from _flat({str(number): entry for number, entry in enumerate(value)}, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

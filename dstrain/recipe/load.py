@@ -65,6 +65,9 @@ def _origins(tree: Node, prefix: str = "") -> Iterator[tuple[str, Place]]:
     for key, node in _entries(tree).items():
         if isinstance(node.value, dict):
             yield from _origins(node, f"{prefix}{key}.")
+        elif isinstance(node.value, list) and any(isinstance(entry.value, dict) for entry in node.value):
+            numbered = {str(number): entry for number, entry in enumerate(node.value)}
+            yield from _origins(Node(numbered, node.place), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", node.place
 
@@ -130,7 +133,18 @@ def _apply_overrides(tree: Node, overrides: Sequence[str]) -> list[Problem]:
 
 
 def _merged(base: Node, over: Node) -> Node:
-    """Return `over` on top of `base`: sections key by key, anything else replaced."""
+    """Return `over` on top of `base`: sections key by key, anything else replaced.
+
+    `phases.0.steps=9` on the command line changes an entry of a list, which otherwise is replaced as a whole.
+    """
+    if isinstance(base.value, list) and isinstance(over.value, dict) and over.place == COMMAND_LINE:
+        numbers = {str(number) for number in range(len(base.value))}
+        if over.value.keys() <= numbers:
+            listed = [
+                _merged(entry, over.value[str(number)]) if str(number) in over.value else entry
+                for number, entry in enumerate(base.value)
+            ]
+            return Node(listed, base.place)
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     entries = dict(base.value)

@@ -7,7 +7,7 @@ one pass reports everything that can be known to be wrong, and nothing that mere
 import codecs
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from dstrain.data.pair_slots import SHORTEST_PAIR
@@ -19,14 +19,17 @@ Verdict = str | None
 _RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []
 
 
-def broken_rules(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+def broken_rules(
+    known: Mapping[str, Any], changed: Collection[str] | None = None
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield `(keys, sentence)` for each broken rule; the first key is the one to blame.
 
     Args:
         known: every valid value by dotted key, defaults included; a section is a mapping, or None where it is absent.
+        changed: ask only the rules that have to do with these keys; None asks all.
     """
     for keys, verdict in _RULES:
-        if all(key in known for key in keys):
+        if all(key in known for key in keys) and (changed is None or any(key in changed for key in keys)):
             sentence = verdict(*(known[key] for key in keys))
             if sentence is not None:
                 yield keys, sentence
@@ -352,16 +355,9 @@ def positions_suffice(sequence_length: int, positions: int, architecture: str, s
 
 
 @rule("train.global_batch_rows", "data.lanes")
-def _lanes_divide_batch(rows: int, lanes: int) -> Verdict:
-    if rows % lanes:
-        return f"is not a multiple of data.lanes={lanes}; use {nearest_multiples(rows, lanes)}, or other lanes"
-    return None
-
-
-@rule("train.micro_batch_rows", "train.global_batch_rows")
-def _micro_batch_divides_batch(micro: int, rows: int) -> Verdict:
-    if rows % micro:
-        return f"does not divide train.global_batch_rows={rows}; use {nearest_divisors(micro, rows)}"
+def _lanes_divide_batch(rows: int, lanes: int | None) -> Verdict:
+    if lanes is not None and rows % lanes:
+        return f"is not a multiple of data.lanes={lanes}; use {nearest_multiples(rows, lanes)}, or data.lanes=null"
     return None
 
 
@@ -415,11 +411,11 @@ def _pairs_fit(tokens: int, objective: str, length: int) -> Verdict:
     return None
 
 
-@rule("train.steps", "train.tokens", "train.epochs")
-def _one_length(steps: int | None, tokens: int | None, epochs: float | None) -> Verdict:
+@rule("train.steps", "train.tokens", "train.epochs", "phases")
+def _one_length(steps: int | None, tokens: int | None, epochs: float | None, phases: Any) -> Verdict:
     lengths = {"train.steps": steps, "train.tokens": tokens, "train.epochs": epochs}
     set_keys = [key for key, value in lengths.items() if value is not None]
-    if not set_keys:
+    if not set_keys and not phases:
         return "is missing: the run has no length; give exactly one of train.steps, train.tokens and train.epochs"
     if len(set_keys) > 1:
         return (
@@ -456,10 +452,10 @@ def _plateau_is_named(plateau: Mapping[str, Any] | None, name: str, every_steps:
     return None
 
 
-@rule("schedule.warmup_steps", "train.steps")
+@rule("schedule.warmup_steps", "run.steps")
 def _warmup_ends(warmup: int | None, steps: int | None) -> Verdict:
     if warmup is not None and steps is not None and warmup >= steps:
-        return f"never ends within train.steps={steps}; use at most {steps - 1}"
+        return f"never ends within the {steps} steps that it is counted over; use at most {steps - 1}"
     return None
 
 
@@ -536,8 +532,9 @@ def _saved_steps_are_evaluated(metric: str | None, saved: int, evaluated: int | 
     return None
 
 
-@rule("evaluate.every_steps", "data.valid", "data.lanes")
-def _evaluation_has_data(every_steps: int | None, valid: str | None, _lanes: int) -> Verdict:
-    if every_steps is not None and valid is None:
+@rule("evaluate.every_steps", "data.valid", "data.sources")
+def _evaluation_has_data(every_steps: int | None, valid: str | None, sources: Mapping[str, Any] | None) -> Verdict:
+    of_sources = [source for source in (sources or {}).values() if isinstance(source, Mapping) and source.get("valid")]
+    if every_steps is not None and valid is None and not of_sources:
         return "needs data.valid, which is not set; give a validation corpus, or set evaluate.every_steps to null"
     return None

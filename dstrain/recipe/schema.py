@@ -1,5 +1,7 @@
 """The recipe of every task, whose sections say every key with its type, its unit and its rule. Imports no torch."""
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,7 +17,10 @@ from dstrain.recipe.data import (
 )
 from dstrain.recipe.fields import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dstrain.recipe.model import Model, ModelKeys, TextToTextModel
+from dstrain.recipe.phases import Phase
 from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Optimizer, Schedule, Train
+
+MOST_DEFAULT_LANES = 1024
 
 
 class CommonRecipe(Section):
@@ -42,12 +47,27 @@ class CommonRecipe(Section):
         return self.task
 
 
+def default_lanes(global_batches: Sequence[int]) -> int:
+    """The greatest number up to 1,024 that divides all of these numbers of rows."""
+    common = math.gcd(*global_batches)
+    return next(lanes for lanes in range(min(common, MOST_DEFAULT_LANES), 0, -1) if common % lanes == 0)
+
+
 class MaskedLmRecipe(CommonRecipe):
-    """Masked-language-model pretraining."""
+    """Masked-language-model pretraining. The sum of `phases` is the run's length; without them `train` says it."""
 
     task: Literal["masked_lm"]
     model: Model
     data: MaskedLmData
+    phases: tuple[Phase, ...] = ()
+
+    @property
+    def lanes(self) -> int:
+        """`data.lanes`; where that is null, the greatest divisor of all phases' global batches that is at most 1,024."""
+        if self.data.lanes is not None:
+            return self.data.lanes
+        of_phases = [phase.train.global_batch_rows or self.train.global_batch_rows for phase in self.phases]
+        return default_lanes(of_phases or [self.train.global_batch_rows])
 
     @property
     def objective(self) -> str:

@@ -17,7 +17,10 @@ class Zero(Section):
 
 
 class Train(Section):
-    """The batch, the length (exactly one of steps, tokens, epochs) and the numerics."""
+    """The batch, the length (exactly one of steps, tokens, epochs; none of them beside `phases`) and the numerics.
+
+    A rank trains on its rows of a global batch in micro-batches of `micro_batch_rows` at most, and alike ones.
+    """
 
     global_batch_rows: PositiveInt
     micro_batch_rows: PositiveInt
@@ -59,16 +62,54 @@ class Plateau(Section):
     least_change: NonNegativeFloat = 0.0
 
 
-class Schedule(Section):
-    """Learning rate over the run: warmup, then the named decay down to `final_ratio` × learning_rate.
+class PhaseSchedule(Section):
+    """Learning rate over the steps of a phase: the keys of the recipe's `schedule`, but for `plateau`."""
 
-    `plateau` goes by a metric of the evaluations, named in the section of this name.
-    """
-
-    name: Literal["linear", "cosine", "constant", "warmup_stable_decay", "plateau"] = "linear"
+    name: Literal[
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "polynomial",
+        "inverse_sqrt",
+        "one_minus_sqrt",
+        "constant",
+        "warmup_stable_decay",
+    ] = "linear"
     warmup_steps: NonNegativeInt | None = None
     warmup_fraction: Fraction | None = None
     decay_fraction: Fraction = 0.1
+    power: PositiveFloat = 1.0
+    restarts: PositiveInt = 1
+    final_ratio: Fraction = 0.0
+
+
+class Schedule(Section):
+    """Learning rate over the run: a linear warm-up, then the named course down to `final_ratio` × learning_rate.
+
+    `linear`, `cosine` (Loshchilov & Hutter 2017), `polynomial` (the share of steps left, to the power of `power`; Chen
+    et al. 2018) and `one_minus_sqrt` (1 - √ of the share passed, the cooldown of Hägele et al. 2024) fall from the end
+    of the warm-up to the end of the run. `cosine_restarts` begins again after each of its `restarts`, in equal parts
+    (Loshchilov & Hutter 2017). `inverse_sqrt` falls with 1 ÷ √ of the step (Vaswani et al. 2017), and `final_ratio` is
+    its least. `warmup_stable_decay` (Hu et al. 2024) stays, and falls in a line over the last `decay_fraction`.
+    `plateau` goes by a metric of the evaluations, named in the section of this name.
+    """
+
+    name: Literal[
+        "linear",
+        "cosine",
+        "cosine_restarts",
+        "polynomial",
+        "inverse_sqrt",
+        "one_minus_sqrt",
+        "constant",
+        "warmup_stable_decay",
+        "plateau",
+    ] = "linear"
+    warmup_steps: NonNegativeInt | None = None
+    warmup_fraction: Fraction | None = None
+    decay_fraction: Fraction = 0.1
+    power: PositiveFloat = 1.0
+    restarts: PositiveInt = 1
     final_ratio: Fraction = 0.0
     plateau: Plateau | None = None
 

@@ -2,26 +2,30 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dstrain.recipe.fields import Section
-from dstrain.recipe.files import PATH_KEYS, absolute, file_problems
+from dstrain.recipe.files import absolute, file_problems, is_path
 from dstrain.recipe.keys import (
     RECIPES,
     all_keys,
     allowed_words,
     allows_null,
+    entry_section,
     leaf_defaults,
     recipe_class,
     section_fields,
     section_of,
+    sections_in,
     tag_choices,
 )
 from dstrain.recipe.messages import given, nearest, one_of, unknown_key, wrong_value
+from dstrain.recipe.phase_rules import broken_phase_rules, run_steps
 from dstrain.recipe.rules import broken_rules
 from dstrain.recipe.schema import CommonRecipe, Recipe
 from dstrain.recipe.source import Node, Place, Problem
@@ -42,13 +46,17 @@ def validated(tree: Node, *, check_files: bool) -> tuple[Recipe | None, Node, li
         recipe = recipe_type.model_validate_json(_json(tree), by_alias=True, by_name=False)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            path, node = _locate(tree, recipe_type, details["loc"])
-            if not any(_is_within(path, section) for section in unjudged):
-                problems.append(_type_problem(tree, recipe_type, path, node, details))
-            broken.append(path)
+            finding = _locate(tree, recipe_type, details["loc"])
+            if finding is None:
+                continue
+            if not any(_is_within(finding.path, section) for section in unjudged):
+                problems.append(_type_problem(tree, finding, details))
+            broken.append(finding.path)
     known = {key: value for key, value in _known(recipe_type, tree) if not any(_is_within(key, b) for b in broken)}
+    known = {"phases": (), "run.steps": run_steps(known)} | known
     found = [*broken_rules(known), *(file_problems(known) if check_files else ())]
     problems += [_rule_problem(tree, keys, known[keys[0]], sentence) for keys, sentence in found]
+    problems += [_rule_problem(tree, keys, value, sentence) for keys, value, sentence in broken_phase_rules(known)]
     return (None if problems else cast(Recipe, recipe)), tree, problems
 
 
@@ -105,9 +113,27 @@ def _without_unset(tree: Node, section: type[Section]) -> Node:
         if key not in fields:
             kept[key] = node
         elif node.value is not None or allows_null(fields[key]):
-            child = _child(fields[key], node)
-            kept[key] = _without_unset(node, child) if child else node
+            child, entry_class = _child(fields[key], node), entry_section(fields[key])
+            if child is not None:
+                node = _without_unset(node, child)
+            elif entry_class is not None:
+                node = _without_unset_entries(node, entry_class)
+            kept[key] = node
     return Node(kept, tree.place)
+
+
+def _without_unset_entries(holder: Node, entry_class: type[Section]) -> Node:
+    """Do so in each section of a list, or of several with names; a name that is null is dropped itself."""
+
+    def mended(node: Node) -> Node:
+        return _without_unset(node, entry_class) if isinstance(node.value, dict) else node
+
+    if isinstance(holder.value, dict):
+        named = {name: mended(node) for name, node in holder.value.items() if node.value is not None}
+        return Node(named, holder.place)
+    if isinstance(holder.value, list):
+        return Node([mended(node) for node in holder.value], holder.place)
+    return holder
 
 
 def _child(field: FieldInfo, node: Node) -> type[Section] | None:
@@ -119,50 +145,108 @@ def _child(field: FieldInfo, node: Node) -> type[Section] | None:
 
 def _json(tree: Node) -> str:
     """Return the tree as JSON with absolute paths; only from JSON does pydantic's strict mode take lists for tuples."""
-    data = cast(dict[str, Any], tree.plain())
-    for path in PATH_KEYS:
-        *sections, key = path.split(".")
-        holder: Any = data
-        for section in sections:
-            holder = holder.get(section) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and isinstance(holder.get(key), str):
-            holder[key] = absolute(holder[key])
-    return json.dumps(data)
+    return json.dumps(_with_absolute_paths(tree.plain(), ""))
+
+
+def _with_absolute_paths(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_absolute_paths(entry, f"{key}.{name}" if key else name) for name, entry in value.items()}
+    return absolute(value) if isinstance(value, str) and is_path(key) else value
 
 
 # ---------------------------------------------------------------- from findings to problems
 
 
-def _locate(tree: Node, section: type[Section], location: tuple[int | str, ...]) -> tuple[str, Node | None]:
-    """Return the dotted key of a finding and what is written there; pydantic adds the tags of unions."""
+@dataclass(frozen=True)
+class _Finding:
+    """What pydantic found something about.
+
+    `section` is the class that has the key, `outer` the one of which all keys are known: the recipe's, or that of an
+    entry of a list, whose own key is `outer_prefix`.
+    """
+
+    path: str
+    node: Node | None
+    section: type[Section] | None
+    outer: type[Section]
+    outer_prefix: str
+
+
+def _locate(tree: Node, recipe_type: type[CommonRecipe], location: tuple[int | str, ...]) -> _Finding | None:
+    """Find the key of a finding; None where it is about an alternative of a type that was not meant.
+
+    In pydantic's location the tag of an alternative follows a key that has several.
+    """
     path: list[str] = []
     here: Node | None = tree
-    child: type[Section] | None = section
+    outer: type[Section] = recipe_type
+    prefix = ""
+    owner: type[Section] | None = None
+    child: type[Section] | None = recipe_type
+    entry_class: type[Section] | None = None
     tagged = False
     for step in location:
-        if tagged:  # the tag itself, as in model → bert → config
+        if tagged:  # the tag itself, as in model → bert → config, or as in rate → MaskingRamp → from
             tagged = False
+            if owner is not None and _is_other_alternative(step, section_fields(owner)[path[-1]], child):
+                return None
             continue
-        if isinstance(step, int):  # an entry of a list is reported as the list
-            break
+        if entry_class is not None and step != "[key]":
+            path.append(str(step))
+            prefix, outer, child, entry_class = ".".join(path) + ".", entry_class, entry_class, None
+            here = _entry(here, str(step))
+            continue
+        if isinstance(step, int) or step == "[key]" or (path and not _has_entries(here)):
+            break  # an entry of a list of plain values is reported as the list
+        owner = child
         field = section_fields(child).get(step) if child else None
         path.append(step)
-        here = here.value.get(step) if here is not None and isinstance(here.value, dict) else None
+        here = _entry(here, step)
         child = _child(field, here) if field is not None and here is not None else None
-        tagged = field is not None and field.discriminator is not None and child is not None
-    return ".".join(path), here
+        entry_class = entry_section(field) if field is not None and _has_entries(here) else None
+        tagged = field is not None and (
+            (field.discriminator is not None and child is not None) or _has_plain_alternatives(field)
+        )
+    return _Finding(".".join(path), here, owner, outer, prefix)
 
 
-def _type_problem(
-    tree: Node, recipe_type: type[CommonRecipe], path: str, node: Node | None, details: ErrorDetails
-) -> Problem:
+def _has_plain_alternatives(field: FieldInfo) -> bool:
+    """Tell whether a key may hold a section or a plain value, as in `rate: 0.3` and `rate: {from: 0.3, to: 0.15}`."""
+    others = [option for option in get_args(field.annotation) if option is not type(None)]
+    return len(others) > 1 and len(sections_in(field.annotation)) == 1
+
+
+def _is_other_alternative(tag: int | str, field: FieldInfo, child: type[Section] | None) -> bool:
+    if not _has_plain_alternatives(field):
+        return False
+    names = [section.__name__ for section in sections_in(field.annotation)]
+    return tag != child.__name__ if child is not None else tag in names
+
+
+def _has_entries(node: Node | None) -> bool:
+    return node is not None and isinstance(node.value, dict | list)
+
+
+def _entry(node: Node | None, key: str) -> Node | None:
+    """Return what is written under a key of a section, or under a number of a list."""
+    if node is None:
+        return None
+    if isinstance(node.value, list):
+        return node.value[int(key)] if key.isdecimal() and int(key) < len(node.value) else None
+    return node.value.get(key) if isinstance(node.value, dict) else None
+
+
+def _type_problem(tree: Node, finding: _Finding, details: ErrorDetails) -> Problem:
+    path, node = finding.path, finding.node
     if node is None:
         return Problem(_nearest_place(tree, path), f"{path} is missing; add it")
-    if details["type"] == "extra_forbidden":
-        section, _, _ = path.rpartition(".")
-        siblings = [key for key in all_keys(recipe_type) if key.rpartition(".")[0] == section]
-        names = dict.fromkeys(key.rpartition(".")[2] for key in siblings)
-        return Problem(node.place, unknown_key(path, names, all_keys(recipe_type)))
+    if details["type"] == "extra_forbidden" and finding.section is not None:
+        names = section_fields(finding.section)
+        return Problem(node.place, unknown_key(path, names, all_keys(finding.outer, finding.outer_prefix)))
+    if details["loc"][-1] == "[key]":
+        name = details["loc"][-2]
+        rule = "must be a name of letters, digits, - and _ without a point; choose another name"
+        return Problem(_entry(node, str(name)).place if _entry(node, str(name)) else node.place, f"{path}.{name} {rule}")
     return Problem(node.place, wrong_value(path, node, details))
 
 
@@ -189,15 +273,21 @@ def _known(section: type[Section], tree: Node, prefix: str = "") -> Iterator[tup
                     yield from leaf_defaults(type(field.default), f"{path}.")
             continue
         yield path, node.plain()
-        child = _child(field, node)
+        child, entry_class = _child(field, node), entry_section(field)
         if child is not None:
             yield from _known(child, node, f"{path}.")
+        if entry_class is not None and isinstance(node.value, dict | list):
+            named = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+            for name, entry in named:
+                if isinstance(entry.value, dict):
+                    yield f"{path}.{name}", entry.plain()
+                    yield from _known(entry_class, entry, f"{path}.{name}.")
 
 
 def _node_at(tree: Node, path: str) -> Node | None:
     here: Node | None = tree
     for key in path.split("."):
-        here = here.value.get(key) if here is not None and isinstance(here.value, dict) else None
+        here = _entry(here, key)
     return here
 
 
