@@ -160,11 +160,10 @@ class Loop:
         return state
 
     def _note_data_change(self, change: dict[str, Any]) -> None:
-        changed = [str(Difference.from_json(difference)) for difference in change["changed"]]
-        first_row = change["first_row"]
+        changed, first_row = change["changed"], change["first_row"]
         self.report.metrics({"step": change["step"] + 1, "data_changed": changed, "first_row": first_row})
-        for line in changed:
-            self.report.say(f"--allow data-change: {line}")
+        for difference in map(Difference.from_json, changed):
+            self.report.say(f"--allow data-change: {difference}")
         self.report.say(f"--allow data-change: the new data begins with row {first_row}, step {change['step'] + 1}")
 
     def _enter_phase(self, phase: PhasePlan) -> None:
