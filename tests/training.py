@@ -59,17 +59,20 @@ class Poison(nn.Module):
 
 def poisoned(batch: StepBatch, poison: dict[int, str]) -> StepBatch:
     """The batch for a `Poison`: {index of a micro-batch: "loss" or "gradient"}."""
-    micro_batches = [{**inputs, "poison": poison.get(index, "")} for index, inputs in enumerate(batch.micro_batches)]
-    return replace(batch, micro_batches=micro_batches)  # type: ignore[arg-type]
+    micro_batches = [
+        each.with_inputs(poison=poison.get(index, ""))  # type: ignore[arg-type]
+        for index, each in enumerate(batch.micro_batches)
+    ]
+    return replace(batch, micro_batches=micro_batches)
 
 
 def train_batch(runtime: Runtime, batch: StepBatch, learning_rate: float) -> tuple[float, bool]:
     """One global step as the loop makes it. Returns the mean loss over its targets and whether it was applied."""
     targets = int(runtime.all_reduce_sum([batch.targets])[0])
     losses = 0.0
-    for inputs in batch.micro_batches:
-        loss, _ = runtime.engine(**inputs)
-        runtime.backward(loss, targets)
+    for micro_batch in batch.micro_batches:
+        loss, _ = micro_batch.run(runtime.engine)
+        runtime.backward(loss, targets, is_last=micro_batch is batch.micro_batches[-1])
         losses += float(loss.detach())
     applied = runtime.apply_step(learning_rate)
     return float(runtime.all_reduce_sum_float([losses])[0]) / targets, applied
@@ -77,7 +80,7 @@ def train_batch(runtime: Runtime, batch: StepBatch, learning_rate: float) -> tup
 
 def train_steps(runtime: Runtime, task: Task, steps: int, learning_rate: float = 1e-3) -> list[float]:
     """Losses of the first `steps` global steps."""
-    with task.steps(0, None) as batches:
+    with task.steps(0) as batches:
         return [train_batch(runtime, next(batches), learning_rate)[0] for _ in range(steps)]
 
 

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, and learning-rate schedules that are pure functions of the step."""
+"""AdamW with decay groups."""
 
 import math
 from typing import Any
@@ -8,8 +8,7 @@ from torch import nn
 
 from dstrain.errors import RecipeError
 from dstrain.model.depth import depth_of_parameters, head_depth
-from dstrain.recipe.schema import Recipe
-from dstrain.recipe.training import Optimizer, Schedule
+from dstrain.recipe.training import Optimizer
 
 
 def parameter_groups(
@@ -97,41 +96,3 @@ class ClippingAdamW(torch.optim.AdamW):
         if not self.overflow:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
             super().step(closure)
-
-
-def warmup_steps(schedule: Schedule, total_steps: int) -> int:
-    """Number of steps over which the learning rate rises from 0."""
-    if schedule.warmup_steps is not None:
-        return schedule.warmup_steps
-    return round((schedule.warmup_fraction or 0.0) * total_steps)
-
-
-def learning_rate(recipe: Recipe, step: int, total_steps: int, plateau: dict[str, Any] | None = None) -> float:
-    """Learning rate used by global step `step` (0-based) of a run of `total_steps`.
-
-    Warmup is linear and reaches the peak at its last step. After it: `linear` and `cosine` (Loshchilov & Hutter 2017)
-    fall to `final_ratio` × peak at the end; `constant` stays; `warmup_stable_decay` (Hu et al. 2024) stays, then falls
-    linearly over the last `decay_fraction` of the run; `plateau` falls by its factor whenever evaluations bring nothing
-    better, and to `final_ratio` × peak at most.
-
-    Args:
-        plateau: what the evaluations before this step came to, see `best.plateaued`; None where there was none.
-    """
-    schedule, peak = recipe.schedule, recipe.optimizer.learning_rate
-    warmup = warmup_steps(schedule, total_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if schedule.plateau is not None:
-        return peak * max(schedule.final_ratio, schedule.plateau.factor ** (plateau["reductions"] if plateau else 0))
-    if schedule.name == "warmup_stable_decay":
-        decay_start = max(warmup, total_steps - round(schedule.decay_fraction * total_steps))
-    else:
-        decay_start = warmup
-    passed = min(1.0, max(0.0, (step - decay_start) / max(1, total_steps - decay_start)))
-    if schedule.name == "constant":
-        share = 1.0
-    elif schedule.name == "cosine":
-        share = 0.5 * (1 + math.cos(math.pi * passed))
-    else:
-        share = 1.0 - passed
-    return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * share)

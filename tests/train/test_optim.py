@@ -1,84 +1,14 @@
-"""Decay groups, and learning rates as functions of the step."""
+"""Decay groups, clipping, and rates by layer."""
 
-import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.schema import Recipe
-from dstrain.recipe.training import Optimizer, Schedule
-from dstrain.train.optim import build_optimizer, freeze, learning_rate, parameter_groups, warmup_steps
-
-PEAK = 3e-4
-NAMES = ("linear", "cosine", "constant", "warmup_stable_decay")
-
-
-Rates = Callable[..., list[float]]
-
-
-@pytest.fixture(scope="session")
-def rates(tiny_recipe: Callable[..., Recipe]) -> Rates:
-    """`rates(total_steps, name=…, …)`: the learning rate of every step, and of the one after the last."""
-    recipe = tiny_recipe(f"optimizer.learning_rate={PEAK}")
-
-    def all_rates(total_steps: int, **schedule: object) -> list[float]:
-        asked = recipe.model_copy(update={"schedule": Schedule(**schedule)})  # type: ignore[arg-type]
-        return [learning_rate(asked, step, total_steps) for step in range(total_steps + 1)]
-
-    return all_rates
-
-
-def test_linear(rates: Rates) -> None:
-    found = rates(10, name="linear", warmup_steps=4)
-    expected = [0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0]
-    assert found == pytest.approx([PEAK * share for share in expected])
-
-
-def test_cosine(rates: Rates) -> None:
-    found = rates(8, name="cosine", final_ratio=0.2)
-    expected = [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
-    assert found == pytest.approx([PEAK * share for share in expected])
-
-
-def test_constant(rates: Rates) -> None:
-    assert rates(6, name="constant", warmup_steps=2) == pytest.approx(
-        [PEAK * share for share in (0.5, 1, 1, 1, 1, 1, 1)]
-    )
-
-
-def test_warmup_stable_decay(rates: Rates) -> None:
-    found = rates(20, name="warmup_stable_decay", warmup_fraction=0.1, decay_fraction=0.25, final_ratio=0.5)
-    expected = [0.5, *[1.0] * 14, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
-    assert found == pytest.approx([PEAK * share for share in expected])
-
-
-@given(
-    name=st.sampled_from(NAMES),
-    total=st.integers(1, 400),
-    warmup=st.floats(0, 0.5),
-    decay=st.floats(0, 0.5),
-    final=st.floats(0, 1),
-)
-def test_every_schedule_rises_to_its_peak_then_never_rises(
-    rates: Rates, name: str, total: int, warmup: float, decay: float, final: float
-) -> None:
-    found = rates(total, name=name, warmup_fraction=warmup, decay_fraction=decay, final_ratio=final)
-    top = warmup_steps(Schedule(warmup_fraction=warmup), total)
-    rise, fall = found[:top], found[top:]
-    assert all(first < second for first, second in itertools.pairwise(rise))
-    assert rise[-1:] in ([], [pytest.approx(PEAK)])
-    assert all(first >= second - 1e-12 for first, second in itertools.pairwise(fall))
-    assert all(final * PEAK - 1e-12 <= rate <= PEAK + 1e-12 for rate in fall)
-    decays = round(decay * total) > 0 if name == "warmup_stable_decay" else name != "constant"
-    if top < total:
-        assert fall[0] == pytest.approx(PEAK)
-        assert fall[-1] == pytest.approx(PEAK * (final if decays else 1.0))
+from dstrain.recipe.training import Optimizer
+from dstrain.train.optim import build_optimizer, freeze, parameter_groups
 
 
 def test_matrices_decay_biases_and_norms_do_not_and_frozen_ones_are_left_alone() -> None:
