@@ -1,228 +1,183 @@
 """Makes a rank's rows, step by step: lanes are read, packed and masked, and digests taken. Knows nothing of processes.
 
-Where the recipe asks for pairs, they are made of a packed row before it is masked.
+    layout ─► slices of documents ─► packed rows ─► pairs, where the recipe asks for them ─► masks ─► digest
 
-Row r of the run belongs to lane r mod lanes, and rank k of W consumes the rows with r mod W = k. Since W divides
-lanes, and lanes divides the global batch, a rank owns the lanes k, k + W, …, and row j of its step comes from its
-lane j mod (lanes / W).
+Which rows those are follows from the step (`layout.py`); the rows of a step come in the order of their numbers.
 """
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dstrain.data.lane import Lane
-from dstrain.data.masking import Masker, Unit, Vocabulary, masked_per_row
-from dstrain.data.order import Order
+from dstrain.data.lanes import SourceLanes
+from dstrain.data.layout import Layout, PhaseLayout, RowPlaces
+from dstrain.data.masking import Masker, Vocabulary
 from dstrain.data.packing import pack
 from dstrain.data.pair_slots import pair_slots
-from dstrain.data.pairs import Pairing, PairObjective
+from dstrain.data.pairs import Pairing
 from dstrain.data.rows import Records, StepBuffer, StepShape
-from dstrain.data.shards import DEFAULT_TEXT_FIELD, Corpus
-from dstrain.data.tokens import load_document_tokenizer
+from dstrain.data.shards import Corpus, TokenIds
+from dstrain.data.spec import SourceSpec, StreamSpec
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import CorpusError
-
-if TYPE_CHECKING:  # the data process has no use for pydantic
-    from dstrain.recipe.schema import MaskedLmRecipe
 
 CACHED_TOKENS = 1 << 16  # made at a time: all arrays on the way then stay in the processor's cache
 LARGEST_SCRATCH_BYTES = 1 << 24
-REPORTS_PER_STEP = 8  # bad samples described in words; all are counted
-
-Purpose = Literal["train", "valid"]
 
 
-@dataclass(frozen=True)
-class StreamSpec:
-    """Everything that the rows of a run depend on. Two streams with equal specs and equal corpora are the same stream.
-
-    `tokenizer` is a tokenizer's folder; token shards can do without one when `vocabulary` is given.
-    """
-
-    corpus: str
-    sequence_length: int
-    lanes: int
-    global_batch_rows: int
-    seed: int
-    shuffle_window: int
-    masking_rate: float
-    masking_replace: tuple[float, float, float]
-    tokenizer: str | None
-    vocabulary: Vocabulary | None = None
-    text_field: str = DEFAULT_TEXT_FIELD
-    on_bad_sample: Literal["stop", "skip"] = "stop"
-    purpose: Purpose = "train"
-    masking_unit: Unit = "token"
-    pair_objective: PairObjective | None = None
-    pair_tokens: int = 0
-
-    @classmethod
-    def from_recipe(cls, recipe: "MaskedLmRecipe", purpose: Purpose) -> Self:
-        """The stream of a recipe's `data.train` or `data.valid`."""
-        data = recipe.data
-        corpus = data.train if purpose == "train" else data.valid
-        assert corpus is not None, "a validation stream of a recipe without data.valid"
-        return cls(
-            corpus=corpus,
-            sequence_length=data.sequence_length,
-            lanes=data.lanes,
-            global_batch_rows=recipe.train.global_batch_rows,
-            seed=data.seed,
-            shuffle_window=data.shuffle_window,
-            masking_rate=data.masking.rate,
-            masking_replace=data.masking.replace,
-            tokenizer=recipe.tokenizer,
-            text_field=data.text_field,
-            on_bad_sample=data.on_bad_sample,
-            purpose=purpose,
-            masking_unit=data.masking.unit,
-            pair_objective=None if data.pairs.objective == "none" else data.pairs.objective,
-            pair_tokens=data.pairs.tokens,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """For the way into another process."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        vocabulary = content["vocabulary"]
-        if vocabulary is not None:
-            vocabulary = Vocabulary(vocabulary["size"], vocabulary["mask_id"], tuple(vocabulary["special_ids"]))
-        return cls(**{**content, "masking_replace": tuple(content["masking_replace"]), "vocabulary": vocabulary})
-
-
-def step_shape(spec: StreamSpec, world: int) -> StepShape:
-    """The sizes of one rank's step. `world` must divide `lanes`, and `lanes` the global batch."""
-    assert spec.lanes % world == 0, f"{world} ranks do not divide {spec.lanes} lanes"
-    assert spec.global_batch_rows % spec.lanes == 0, f"{spec.lanes} lanes do not divide {spec.global_batch_rows} rows"
+def step_shape(spec: StreamSpec, phase: PhaseLayout, rank: int, world: int) -> StepShape:
+    """The sizes of a rank's step in a phase."""
+    length = phase.spec.sequence_length
     return StepShape(
-        rows=spec.global_batch_rows // world,
-        row_tokens=spec.sequence_length,
-        masked=masked_per_row(spec.masking_rate, spec.sequence_length),
-        lanes=spec.lanes // world,
-        pairs=pair_slots(spec.sequence_length) if spec.pair_objective else 0,
+        rows=len(range(rank, spec.lanes, world)) * phase.lane_rows,
+        row_tokens=length,
+        masked=phase.spec.most_masked,
+        pairs=pair_slots(length) if spec.pair_objective else 0,
     )
 
 
-class RankRows:
-    """The rows of rank `rank` of `world`, from the lanes' `cursors` on: (lanes, 3), or None for the start."""
+def largest_step_bytes(spec: StreamSpec, layout: Layout, rank: int, world: int) -> int:
+    """The size of a buffer that has room for a rank's step in any phase."""
+    return max(step_shape(spec, phase, rank, world).bytes for phase in layout.phases)
 
-    def __init__(self, spec: StreamSpec, rank: int, world: int, cursors: NDArray[np.int64] | None) -> None:
-        """Open the corpus and this rank's lanes. Raises CorpusError."""
-        self.shape = step_shape(spec, world)
-        self._spec, self._rank, self._world = spec, rank, world
-        encoder = load_document_tokenizer(spec.tokenizer) if spec.tokenizer is not None else None
-        vocabulary = spec.vocabulary or (encoder.vocabulary if encoder else None)
+
+class StreamTokenizer:
+    """The tokenizer of a stream, or its vocabulary alone."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        self.tokenizer: DocumentTokenizer | None = None
+        if spec.tokenizer is not None:
+            self.tokenizer = load_document_tokenizer(spec.tokenizer)
+        vocabulary = spec.vocabulary or (self.tokenizer.vocabulary if self.tokenizer else None)
         assert vocabulary is not None, "a stream needs a tokenizer or a vocabulary"
-        self._vocabulary = vocabulary
-        self._corpus = Corpus.open(spec.corpus, text_field=spec.text_field, encode=encoder.encode if encoder else None)
-        self._check_tokenizer(encoder.digest if encoder else None)
-        # A lane touches the shard that it reads and, at a window's end, the next one.
-        self._corpus.keep_open(2 * self.shape.lanes)
-        order = Order(self._corpus.document_counts, spec.lanes, spec.seed, spec.shuffle_window, spec.purpose)
-        own = range(rank, spec.lanes, world)
-        starts = (
-            [(0, 0, 0)] * len(own)
-            if cursors is None
-            else [(int(e), int(p), int(o)) for e, p, o in cursors[rank::world]]
+        self.vocabulary: Vocabulary = vocabulary
+
+
+def open_source(spec: StreamSpec, source: SourceSpec, tokenizer: StreamTokenizer) -> SourceLanes:
+    """Open one corpus of a stream.
+
+    Raises:
+        CorpusError: it cannot be read, is of another tokenizer, or has fewer tokens than lanes.
+    """
+    corpus = Corpus.open(
+        source.location,
+        text_field=spec.text_field,
+        tokenizer=tokenizer.tokenizer,
+    )
+    if corpus.largest_id >= tokenizer.vocabulary.size:
+        raise CorpusError(
+            f"{source.location}: holds token id {corpus.largest_id}, but the vocabulary has "
+            f"{tokenizer.vocabulary.size}; use the tokenizer that the shards were built with, or build them again with "
+            "this one"
         )
-        assert len(starts) == len(own), f"{len(starts)} cursors for {len(own)} lanes"
-        self._lanes = [
-            Lane(lane, self._corpus, order, start, spec.on_bad_sample) for lane, start in zip(own, starts, strict=True)
-        ]
+    return SourceLanes(corpus, spec.lanes, spec.seed, spec.purpose, spec.shuffle_window)
+
+
+class RankRows:
+    """The rows of rank `rank` of `world`, from data step `first_step` on."""
+
+    def __init__(self, spec: StreamSpec, rank: int, world: int, first_step: int) -> None:
+        """Open the corpora. Raises CorpusError."""
+        self._spec, self._rank, self._world = spec, rank, world
+        self._tokenizer = StreamTokenizer(spec)
+        self.layout = Layout(spec)
+        self._lanes = self.layout.own_lanes(rank, world)
+        self._sources = [open_source(spec, source, self._tokenizer) for source in spec.sources]
+        for source in self._sources:
+            source.keep_open(len(self._lanes))
         _keep_freed_memory()
-        self._rows_per_lane = self.shape.rows // self.shape.lanes
-        self._lanes_at_once = max(1, CACHED_TOKENS // (self._rows_per_lane * spec.sequence_length))
-        assert spec.masking_unit == "token" or encoder, "a vocabulary alone does not know words"
+        self._steps: Iterator[RowPlaces] = self.layout.walk(self._lanes, first_step)
+        self._makers: dict[int, _RowMaker] = {}  # by phase
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The size of a buffer that has room for any step."""
+        return largest_step_bytes(self._spec, self.layout, self._rank, self._world)
+
+    def shape(self, step: int) -> StepShape:
+        """The sizes of a step."""
+        return step_shape(self._spec, self.layout.phase_at(step), self._rank, self._world)
+
+    def make(self, buffer: StepBuffer) -> None:
+        """Make the next step's rows. Raises CorpusError for shards that cannot be read."""
+        places = next(self._steps)
+        phase = places.phase
+        if phase.number not in self._makers:
+            self._makers = {phase.number: _RowMaker(self._spec, phase, self._tokenizer)}  # no phase comes again
+        maker = self._makers[phase.number]
+        buffer.digest[...] = 0
+        buffer.step[...] = places.step
+        lanes_at_once = max(1, CACHED_TOKENS // (phase.lane_rows * phase.spec.sequence_length))
+        in_turn = buffer.records.items.reshape(phase.lane_rows, len(self._lanes), -1)
+        for first in range(0, len(self._lanes), lanes_at_once):
+            some = slice(first, first + lanes_at_once)
+            made = maker.make(places, some, self._read(places, some))
+            buffer.digest += made.digest()
+            in_turn[:, some] = made.items.reshape(-1, phase.lane_rows, made.items.shape[1]).swapaxes(0, 1)
+        buffer.sources[...] = places.sources.T.reshape(-1)
+
+    def _read(self, places: RowPlaces, some: slice) -> list[TokenIds]:
+        """The tokens of the rows of some lanes, lane by lane, as slices of documents."""
+        slices: list[TokenIds] = []
+        length, count = places.phase.spec.sequence_length, places.phase.lane_rows
+        lanes, positions = places.lanes[some].tolist(), places.positions[some].tolist()
+        if len(self._sources) == 1:  # the rows of a lane follow one another
+            read = self._sources[0].read
+            for lane, lane_positions in zip(lanes, positions, strict=True):
+                read(lane, lane_positions[0], count * length, slices)
+            return slices
+        readers = [source.read for source in self._sources]
+        for lane, sources, lane_positions in zip(lanes, places.sources[some].tolist(), positions, strict=True):
+            for source, position in zip(sources, lane_positions, strict=True):
+                readers[source](lane, position, length, slices)
+        return slices
+
+
+class _RowMaker:
+    """Makes rows of one phase out of documents."""
+
+    def __init__(self, spec: StreamSpec, phase: PhaseLayout, tokenizer: StreamTokenizer) -> None:
+        self._spec, self._phase, self._vocabulary = spec, phase, tokenizer.vocabulary
+        length, known = phase.spec.sequence_length, tokenizer.tokenizer
+        assert spec.masking_unit == "token" or known, "a vocabulary alone does not know words"
+        self._shape = StepShape(1, length, phase.spec.most_masked, pair_slots(length) if spec.pair_objective else 0)
         self._masker = Masker(
-            vocabulary,
-            spec.sequence_length,
-            spec.masking_rate,
+            tokenizer.vocabulary,
+            length,
+            phase.spec.most_masked,
             spec.masking_replace,
             spec.seed,
             spec.purpose,
             spec.masking_unit,
-            encoder.continuing_ids() if encoder and spec.masking_unit != "token" else None,
+            known.continuing_ids() if known and spec.masking_unit != "token" else None,
         )
-
         self._pairing: Pairing | None = None
         if spec.pair_objective:
-            assert encoder, "a vocabulary alone does not know what stands around texts"
+            assert known, "a vocabulary alone does not know what stands around texts"
             self._pairing = Pairing(
-                spec.pair_objective,
-                spec.pair_tokens,
-                encoder.cls_id,
-                encoder.sep_id,
-                spec.sequence_length,
-                spec.seed,
-                spec.purpose,
+                spec.pair_objective, spec.pair_tokens, known.cls_id, known.sep_id, length, spec.seed, spec.purpose
             )
 
-    def make(self, step: int, buffer: StepBuffer) -> tuple[str, ...]:
-        """Make the next step's rows, numbered as those of global step `step`. Returns descriptions of skipped samples.
-
-        Raises CorpusError for bad samples that stop the run.
-        """
-        buffer.digest[...] = 0
-        for first in range(0, len(self._lanes), self._lanes_at_once):
-            self._make_lanes(step, buffer, slice(first, first + self._lanes_at_once))
-        reports = [report for lane in self._lanes for report in lane.bad_samples]
-        for lane in self._lanes:
-            lane.bad_samples.clear()
-        buffer.step_and_bad_samples[...] = step, len(reports)
-        return tuple(reports[:REPORTS_PER_STEP])
-
-    def _make_lanes(self, step: int, buffer: StepBuffer, which: slice) -> None:
-        """Make the rows of some lanes, lane by lane, and put them where they stand in the step: in turn."""
-        lanes = self._lanes[which]
-        rows = len(lanes) * self._rows_per_lane
-        pieces = []
-        for lane in lanes:
-            pieces += lane.read(self._rows_per_lane * self._spec.sequence_length)
-        ids, position_ids = pack(pieces, rows, self._spec.sequence_length)
-        self._check_ids(ids, step)
-        made = Records(self.shape, np.empty((rows, self.shape.record_items), np.int32))
-        first_row = step * self._spec.global_batch_rows + self._rank
-        all_row_numbers = first_row + self._world * np.arange(self.shape.rows)
-        made.row_numbers[...] = all_row_numbers.reshape(self._rows_per_lane, -1)[:, which].T.reshape(rows)
+    def make(self, places: RowPlaces, some: slice, slices: list[TokenIds]) -> Records:
+        """The rows of some lanes, lane by lane, of the slices of documents that they hold."""
+        row_numbers = places.row_numbers[some].reshape(-1)
+        ids, position_ids = pack(slices, len(row_numbers), self._phase.spec.sequence_length)
+        self._check_ids(ids.view(np.uint32).max(), places.step)
+        made = Records(self._shape, np.empty((len(row_numbers), self._shape.record_items), np.int32))
+        made.row_numbers[...] = row_numbers
         if self._pairing:
-            made.pairs[...] = self._pairing.make(ids, position_ids, made.row_numbers)
-        made.masked_positions[...], made.labels[...] = self._masker.mask(ids, made.row_numbers)
+            made.pairs[...] = self._pairing.make(ids, position_ids, row_numbers)
+        masked = self._phase.spec.masked_per_row(places.step)
+        made.masked_positions[...], made.labels[...] = self._masker.mask(ids, row_numbers, masked)
         made.input_ids[...], made.position_ids[...] = ids, position_ids
-        buffer.digest += made.digest()
-        buffer.cursors[which] = [lane.cursor for lane in lanes]
-        in_turn = buffer.records.items.reshape(self._rows_per_lane, self.shape.lanes, -1)
-        in_turn[:, which] = made.items.reshape(len(lanes), self._rows_per_lane, -1).swapaxes(0, 1)
+        return made
 
-    def _check_ids(self, ids: NDArray[np.int32], step: int) -> None:
-        """No id may lie beyond the vocabulary: with the index checked at the start, it would be a damaged shard."""
-        largest_id = int(ids.view(np.uint32).max())  # a damaged id may be negative
+    def _check_ids(self, largest_id: np.uint32, step: int) -> None:
+        """No id may lie beyond the vocabulary: the index said so when the corpus was opened."""
         if largest_id >= self._vocabulary.size:
             raise CorpusError(
-                f"{self._spec.corpus}: a token id of {largest_id} in step {step}, beyond the vocabulary's "
-                f"{self._vocabulary.size}: a shard was changed after indexing; find it with `dstrain shards check`"
-            )
-
-    def _check_tokenizer(self, digest: str | None) -> None:
-        """Token shards must be of the tokenizer that the run uses."""
-        if self._corpus.kind != "tokens":
-            return
-        made_by = self._corpus.tokenizer_digest
-        if made_by is not None and digest is not None and made_by != digest:
-            raise CorpusError(
-                f"{self._spec.corpus}: its token ids were made by another tokenizer ({made_by[:12]}…) than "
-                f"{self._spec.tokenizer} "
-                f"({digest[:12]}…); use that one, or build the shards again with this one"
-            )
-        if self._corpus.largest_id >= self._vocabulary.size:
-            raise CorpusError(
-                f"{self._spec.corpus}: holds token id {self._corpus.largest_id}, but the vocabulary has "
-                f"{self._vocabulary.size}; use the "
-                "tokenizer that the shards were built with, or build them again with this one"
+                f"a token id of {largest_id} in step {step}, beyond the vocabulary's {self._vocabulary.size}: the "
+                "index of a shard is wrong; find it with `dstrain shards check` on each source"
             )
 
 

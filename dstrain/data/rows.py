@@ -2,7 +2,8 @@
 
 A step is one flat buffer, so that a background process can make it in shared memory and nothing is copied on the way:
 
-    header    int64   cursors (lanes of this rank, 3), digest (2), step, bad samples
+    header    int64   digest (2), step
+    sources   int32   one per row: the number of its source
     records   int32   one per row: row number (as int64), input_ids, masked_positions, labels, position_ids,
                       and the pairs where there are any (`pairs.py`)
 
@@ -23,34 +24,31 @@ from numpy.typing import NDArray
 from dstrain.data.counter_rng import draws, mix64, stream_key
 
 ROW_NUMBER_ITEMS = 2  # an int64 takes two int32
-HEADER_TAIL_ITEMS = 4  # digest, step, bad samples
+HEADER_ITEMS = 3
 
 
 @dataclass(frozen=True)
 class StepRows:
     """The rows of one rank and global step. The arrays are views that stay valid until the next step is asked for.
 
-    R rows of L tokens, K of them predicted. Where a row has fewer than K tokens that may be masked, its `labels` end
-    in -100 and its `masked_positions` in 0. P is the most pairs of a row, 0 where the recipe has none. `cursors` is
-    where each lane of this rank stands after this step: what a checkpoint keeps.
+    R rows of L tokens, K of them predicted. Where a row has fewer than K tokens that may be masked, or the step masks
+    fewer, its `labels` end in -100 and its `masked_positions` in 0. P is the most pairs of a row, 0 without pairs.
     """
 
     step: int
-    row_numbers: NDArray[np.int64]  # (R,)
+    row_numbers: NDArray[np.int64]  # (R,), increasing
+    sources: NDArray[np.int32]  # (R,)
     input_ids: NDArray[np.int32]  # (R, L), after masking
-    position_ids: NDArray[np.int32]  # (R, L), restarting at 0 at every piece of a document, and every pair
+    position_ids: NDArray[np.int32]  # (R, L), restarting at 0 at every slice of a document, and every pair
     masked_positions: NDArray[np.int32]  # (R, K), increasing
     labels: NDArray[np.int32]  # (R, K)
     pairs: NDArray[np.int32]  # (R, P, 4): where A begins, where B begins, where it has ended, label
-    cursors: NDArray[np.int64]  # (lanes of this rank, 3): epoch, document position, token offset
     digest: NDArray[np.int64]  # (2,)
-    bad_samples: int  # skipped while making these rows
-    bad_sample_reports: tuple[str, ...]  # which ones and why, the first few
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """The sizes of a rank's step: `rows` × `row_tokens` with `masked` predictions each, read from `lanes` lanes.
+    """The sizes of a rank's step: `rows` × `row_tokens` with `masked` predictions each.
 
     `pairs` is the number of a row's slots for pairs, 0 without pairs.
     """
@@ -58,13 +56,7 @@ class StepShape:
     rows: int
     row_tokens: int
     masked: int
-    lanes: int
     pairs: int = 0
-
-    @property
-    def header_items(self) -> int:
-        """Length of the header, in int64."""
-        return 3 * self.lanes + HEADER_TAIL_ITEMS
 
     @property
     def record_items(self) -> int:
@@ -72,9 +64,14 @@ class StepShape:
         return ROW_NUMBER_ITEMS + 2 * self.row_tokens + 2 * self.masked + 4 * self.pairs
 
     @property
+    def source_items(self) -> int:
+        """Length of the sources, in int32: even, so that the records behind them are aligned."""
+        return self.rows + self.rows % 2
+
+    @property
     def bytes(self) -> int:
         """Size of a step's buffer."""
-        return 8 * self.header_items + 4 * self.rows * self.record_items
+        return 8 * HEADER_ITEMS + 4 * (self.source_items + self.rows * self.record_items)
 
 
 @cache
@@ -108,29 +105,26 @@ class StepBuffer:
     """One step laid out in `memory`, which must be writable and at least `shape.bytes` long."""
 
     def __init__(self, shape: StepShape, memory: memoryview | bytearray) -> None:
-        header = np.frombuffer(memory, np.int64, shape.header_items)
-        lanes_end = 3 * shape.lanes
-        self.cursors = header[:lanes_end].reshape(shape.lanes, 3)
-        self.digest = header[lanes_end : lanes_end + 2]
-        self.step_and_bad_samples = header[lanes_end + 2 :]
-        items = np.frombuffer(memory, np.int32, shape.rows * shape.record_items, 8 * shape.header_items)
+        header = np.frombuffer(memory, np.int64, HEADER_ITEMS)
+        self.digest = header[:2]
+        self.step = header[2:]
+        self.sources = np.frombuffer(memory, np.int32, shape.rows, 8 * HEADER_ITEMS)
+        records_first = 8 * HEADER_ITEMS + 4 * shape.source_items
+        items = np.frombuffer(memory, np.int32, shape.rows * shape.record_items, records_first)
         self.records = Records(shape, items.reshape(shape.rows, shape.record_items))
 
-    def rows(self, bad_sample_reports: tuple[str, ...]) -> StepRows:
+    def rows(self) -> StepRows:
         """The step that was made here."""
-        step, bad_samples = self.step_and_bad_samples.tolist()
         return StepRows(
-            step=step,
+            step=int(self.step[0]),
             row_numbers=self.records.row_numbers,
+            sources=self.sources,
             input_ids=self.records.input_ids,
             position_ids=self.records.position_ids,
             masked_positions=self.records.masked_positions,
             labels=self.records.labels,
             pairs=self.records.pairs,
-            cursors=self.cursors,
             digest=self.digest,
-            bad_samples=bad_samples,
-            bad_sample_reports=bad_sample_reports,
         )
 
 

@@ -1,10 +1,9 @@
 """The rows of one rank as an iterator, made in this process or ahead of time in one background process.
 
-What comes out does not depend on which, nor on how far ahead: a step's rows are a function of the spec, the rank, and
-the cursors that the stream started from; the cursors after a step travel with it.
+What comes out does not depend on which, nor on how far ahead: a step's rows are a function of spec, rank and step.
 
     rank's process                          data process (worker.py)
-    RowStream ── slot free ──────────────►  RankRows.make(step, slot)
+    RowStream ── slot free ──────────────►  RankRows.make(slot)
               ◄── step 17 is ready ───────
     numpy views of slot 17 mod slots        one unnamed memory, mapped by both
 """
@@ -24,13 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 import dstrain
 from dstrain import errors
-from dstrain.data.producer import RankRows, StreamSpec, step_shape
+from dstrain.data.layout import Layout
+from dstrain.data.producer import RankRows, largest_step_bytes, step_shape
 from dstrain.data.rows import StepBuffer, StepRows
+from dstrain.data.spec import StreamSpec
 
 SLOT_ALIGNMENT = 64  # bytes: a cache line
 # The package is found where this process found it, and the working folder is kept out of the way.
@@ -43,10 +41,9 @@ main(sys.argv[1:])
 
 
 class RowStream:
-    """Iterates over the `StepRows` of rank `rank` of `world`, from global step `first_step` on, without end.
+    """Iterates over the `StepRows` of rank `rank` of `world`, from data step `first_step` on, without end.
 
-    `cursors` (lanes of the run, 3) say where the lanes stood before that step; None is the start of the run. With
-    `prefetch_steps` of 0 the rows are made in this process, otherwise in one background process, at most that many
+    With `prefetch_steps` of 0 the rows are made in this process, otherwise in one background process, at most that many
     steps ahead. The arrays of a step are valid until the next one is asked for. Raises CorpusError from the
     constructor or from `next`, RuntimeError when the background process died. Close it, or use it in a `with`.
     """
@@ -57,15 +54,16 @@ class RowStream:
         rank: int,
         world: int,
         *,
-        first_step: int = 0,
-        cursors: NDArray[np.int64] | None = None,
+        first_step: int | None = None,
         prefetch_steps: int = 0,
     ) -> None:
+        """`first_step` of None is the first of the spec."""
+        first_step = spec.first_step if first_step is None else first_step
         self._source: _Source
         if prefetch_steps == 0:
-            self._source = _InProcess(spec, rank, world, first_step, cursors)
+            self._source = _InProcess(spec, rank, world, first_step)
         else:
-            self._source = _InBackground(spec, rank, world, first_step, cursors, prefetch_steps)
+            self._source = _InBackground(spec, rank, world, first_step, prefetch_steps)
         self.seconds_waited = 0.0  # for the step that was handed out last
 
     def __iter__(self) -> Iterator[StepRows]:
@@ -97,42 +95,33 @@ class _Source(Protocol):
 
 
 class _InProcess:
-    def __init__(
-        self, spec: StreamSpec, rank: int, world: int, first_step: int, cursors: NDArray[np.int64] | None
-    ) -> None:
-        self._rows = RankRows(spec, rank, world, cursors)
-        self._buffer = StepBuffer(self._rows.shape, bytearray(self._rows.shape.bytes))
+    def __init__(self, spec: StreamSpec, rank: int, world: int, first_step: int) -> None:
+        self._rows = RankRows(spec, rank, world, first_step)
+        self._memory = bytearray(self._rows.buffer_bytes)
         self._step = first_step
 
     def next(self) -> StepRows:
-        reports = self._rows.make(self._step, self._buffer)
+        buffer = StepBuffer(self._rows.shape(self._step), self._memory)
+        self._rows.make(buffer)
         self._step += 1
-        return self._buffer.rows(reports)
+        return buffer.rows()
 
     def close(self) -> None:
         pass
 
 
 class _InBackground:
-    def __init__(
-        self,
-        spec: StreamSpec,
-        rank: int,
-        world: int,
-        first_step: int,
-        cursors: NDArray[np.int64] | None,
-        prefetch_steps: int,
-    ) -> None:
-        shape = step_shape(spec, world)
-        slots = prefetch_steps + 1  # one is in the consumer's hands
-        slot_bytes = -(-shape.bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+    def __init__(self, spec: StreamSpec, rank: int, world: int, first_step: int, prefetch_steps: int) -> None:
+        self._spec, self._rank, self._world, self._layout = spec, rank, world, Layout(spec)
+        self._slots = prefetch_steps + 1  # one is in the consumer's hands
+        largest = largest_step_bytes(spec, self._layout, rank, world)
+        self._slot_bytes = -(-largest // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
         # Unnamed memory: nothing is left behind in /dev/shm, whoever is killed.
         memory_fd = os.memfd_create("dstrain-rows")
         ours, theirs = socket.socketpair()
         try:
-            os.ftruncate(memory_fd, slots * slot_bytes)
-            memory = memoryview(mmap.mmap(memory_fd, 0))
-            self._buffers = [StepBuffer(shape, memory[slot * slot_bytes :]) for slot in range(slots)]
+            os.ftruncate(memory_fd, self._slots * self._slot_bytes)
+            self._memory = memoryview(mmap.mmap(memory_fd, 0))
             package_folder = str(Path(dstrain.__file__).parent.parent)
             self._process = subprocess.Popen(
                 [
@@ -157,9 +146,8 @@ class _InBackground:
             "rank": rank,
             "world": world,
             "first_step": first_step,
-            "cursors": None if cursors is None else cursors.tolist(),
-            "slots": slots,
-            "slot_bytes": slot_bytes,
+            "slots": self._slots,
+            "slot_bytes": self._slot_bytes,
         }
         self._send(json.dumps(request).encode())
 
@@ -177,8 +165,9 @@ class _InBackground:
             kind: type[Exception] = getattr(errors, message["error"], RuntimeError)
             raise kind(message["message"])
         self._in_use = True
-        buffer: StepBuffer = self._buffers[message["step"] % len(self._buffers)]
-        return buffer.rows(tuple(message["reports"]))
+        step: int = message["step"]
+        shape = step_shape(self._spec, self._layout.phase_at(step), self._rank, self._world)
+        return StepBuffer(shape, self._memory[step % self._slots * self._slot_bytes :]).rows()
 
     def close(self) -> None:
         self._connection.close()

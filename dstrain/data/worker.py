@@ -1,6 +1,6 @@
 """The background process that makes a rank's rows ahead of time. It imports neither torch nor the rank's program.
 
-It writes steps into the slots of a shared, unnamed piece of memory, and says over a socket when one is ready. A
+It writes steps into the slots of a shared, unnamed piece of memory, and says over a socket when one is ready. An
 empty message from the rank gives a slot back. When the rank goes, however it goes, the socket closes and this
 process ends.
 """
@@ -41,23 +41,23 @@ def main(arguments: list[str]) -> None:
 
 
 def _serve(connection: Connection, memory_fd: int) -> None:
-    from dstrain.data.producer import RankRows, StreamSpec
+    from dstrain.data.producer import RankRows
     from dstrain.data.rows import StepBuffer
+    from dstrain.data.spec import StreamSpec
     from dstrain.errors import UserError
 
     request = json.loads(connection.recv_bytes())
     memory = memoryview(mmap.mmap(memory_fd, 0))
     slots, slot_bytes, step = request["slots"], request["slot_bytes"], request["first_step"]
     try:
-        rows = RankRows(StreamSpec.from_json(request["spec"]), request["rank"], request["world"], request["cursors"])
-        buffers = [StepBuffer(rows.shape, memory[slot * slot_bytes :]) for slot in range(slots)]
+        rows = RankRows(StreamSpec.from_json(request["spec"]), request["rank"], request["world"], step)
         free = slots
         while True:
             while free == 0 or connection.poll():
                 connection.recv_bytes()
                 free += 1
-            reports = rows.make(step, buffers[step % slots])
-            connection.send_bytes(json.dumps({"step": step, "reports": reports}).encode())
+            rows.make(StepBuffer(rows.shape(step), memory[step % slots * slot_bytes :]))
+            connection.send_bytes(json.dumps({"step": step}).encode())
             step, free = step + 1, free - 1
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
