@@ -1,6 +1,7 @@
-"""What a recipe will do on a number of ranks, by arithmetic alone: phases, batch, FLOPs, memory, disk, DeepSpeed's config."""
+"""What a recipe will do on a number of ranks, by arithmetic alone: phases, batch, FLOPs, memory, disk, DeepSpeed."""
 
-from dstrain.plan.batch import BatchPlan, batch_plan, corpus_tokens, masked_per_row, most_ranks, pairs_per_row
+from dstrain.plan.batch import BatchPlan, batch_plan, masked_per_row, most_ranks, pairs_per_row
+from dstrain.plan.corpus import corpus_tokens
 from dstrain.plan.engine import deepspeed_config
 from dstrain.plan.flops import Flops, step_flops
 from dstrain.plan.memory import (

@@ -1,8 +1,6 @@
 """How a global batch is split over ranks."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from dstrain.data.pair_slots import pair_slots
 from dstrain.errors import RecipeError
@@ -45,7 +43,9 @@ class BatchPlan:
         if self.used == 1:
             split = f"{ranks} × {self.micro_batch_rows} rows × {self.accumulation} accumulation"
             return f"{split} = {self.global_batch_rows:,} rows = {self.tokens:,} tokens"
-        rows = f"{self.most_rows:,}" if self.fewest_rows == self.most_rows else _either(self.fewest_rows, self.most_rows)
+        rows = (
+            f"{self.most_rows:,}" if self.fewest_rows == self.most_rows else _either(self.fewest_rows, self.most_rows)
+        )
         return f"{ranks}: {rows} of {self.global_batch_rows:,} rows each, {100 * self.used:.0f} % used"
 
 
@@ -100,24 +100,3 @@ def masked_per_row(rate: float, sequence_length: int) -> int:
 def pairs_per_row(recipe: MaskedLmRecipe, sequence_length: int) -> int:
     """Return the fixed number of places for pairs in each row; 0 where the recipe has no pairs."""
     return 0 if recipe.data.pairs.objective == "none" else pair_slots(sequence_length)
-
-
-def corpus_tokens(recipe: Recipe) -> dict[str, int] | int | None:
-    """Return the number of tokens of the training corpus from its index.json, or None where that is not known.
-
-    Where the recipe has sources, by the names of those whose number is known.
-    """
-    if isinstance(recipe, MaskedLmRecipe) and recipe.data.sources is not None:
-        counts = {name: _indexed_tokens(source.shards) for name, source in recipe.data.sources.items()}
-        return {name: count for name, count in counts.items() if count is not None}
-    return None if recipe.data.train is None else _indexed_tokens(recipe.data.train)
-
-
-def _indexed_tokens(shards: str) -> int | None:
-    location = Path(shards)
-    folder = location if location.is_dir() else location.parent
-    try:
-        tokens = json.loads((folder / "index.json").read_bytes())["tokens"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return tokens if isinstance(tokens, int) else None

@@ -3,57 +3,20 @@
 import json
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
-from typing import Any
 
 from dstrain.errors import EXIT_DONE
-from dstrain.model.shape import frozen_parameters, model_shape, parameters_of
-from dstrain.plan.batch import BatchPlan, batch_plan, corpus_tokens, legal_world_sizes, total_steps
-from dstrain.plan.engine import deepspeed_config
-from dstrain.plan.flops import Flops, step_flops
+from dstrain.plan.as_json import plan_json
+from dstrain.plan.corpus import corpus_sizes
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
-from dstrain.plan.memory import (
-    CHECKPOINT_BYTES_PER_PARAMETER,
-    Memory,
-    activation_bytes,
-    kept_checkpoints,
-    rank_memory,
-    recipe_checkpoint_bytes,
-)
+from dstrain.plan.memory import CHECKPOINT_BYTES_PER_PARAMETER, kept_checkpoints
+from dstrain.plan.overview import STAGES, Plan, make_plan
+from dstrain.plan.phase_text import batch_lines, data_lines, phase_lines
+from dstrain.plan.units import gigabytes, quantity
 from dstrain.recipe.files import missing_files
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import MaskedLmRecipe, SequenceToSequenceRecipe
 
-STAGES = (0, 1, 2, 3)
 GIB = 2**30
-_UNITS = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that `dstrain plan` prints. Memory is by ZeRO stage, without and with activation checkpointing."""
-
-    recipe: Recipe
-    batch: BatchPlan
-    legal_worlds: list[int]
-    steps: int | None
-    parameters: dict[str, int]
-    frozen: int
-    checkpoint_bytes: int
-    flops: Flops
-    memory: dict[bool, list[Memory]]
-    cpu_activations: int
-    deepspeed: dict[str, Any]
-
-    @property
-    def total_parameters(self) -> int:
-        """Parameters of the whole model, tied ones once."""
-        return sum(self.parameters.values())
-
-    @property
-    def trained_parameters(self) -> int:
-        """Those that the optimizer has."""
-        return self.total_parameters - self.frozen
 
 
 def plan_command(args: Namespace) -> int:
@@ -61,99 +24,30 @@ def plan_command(args: Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, check_files=False).recipe
     for sentence in missing_files(recipe):
         print(f"warning: {sentence}", file=sys.stderr)
-    plan = make_plan(recipe, args.world, corpus_tokens(recipe))
+    sizes = corpus_sizes(recipe)
+    plan = make_plan(recipe, args.world, {name: size.tokens for name, size in sizes.items()}, sizes)
     print(json.dumps(plan_json(plan), indent=2) if args.json else plan_text(plan))
     return EXIT_DONE
-
-
-def make_plan(recipe: Recipe, world: int, tokens_of_corpus: int | None) -> Plan:
-    """Work out a plan.
-
-    Args:
-        recipe: what to train.
-        world: number of ranks.
-        tokens_of_corpus: of one epoch, where known; only recipes whose length is in epochs need it.
-
-    Raises:
-        RecipeError: the batch cannot be split over `world` ranks, or a pretrained model's config cannot be read.
-    """
-    shape = model_shape(recipe.model)
-    labels = head_outputs(recipe) or UNKNOWN_OUTPUTS
-    parameters = parameters_of(recipe.model, shape, recipe.objective, labels)
-    frozen = frozen_parameters(recipe.model, shape)
-    activations = {switch: activation_bytes(recipe, shape, checkpointing=switch) for switch in (False, True)}
-    total = sum(parameters.values())
-    return Plan(
-        recipe=recipe,
-        batch=batch_plan(recipe, world),
-        legal_worlds=legal_world_sizes(recipe),
-        steps=total_steps(recipe, tokens_of_corpus),
-        parameters=parameters,
-        frozen=frozen,
-        checkpoint_bytes=recipe_checkpoint_bytes(recipe, labels),
-        flops=step_flops(recipe, shape),
-        memory={
-            switch: [rank_memory(recipe, total, kept, world, stage, frozen) for stage in STAGES]
-            for switch, kept in activations.items()
-        },
-        cpu_activations=activation_bytes(
-            recipe, shape, checkpointing=recipe.model.activation_checkpointing, on_cpu=True
-        ),
-        deepspeed=deepspeed_config(recipe, world),
-    )
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan's numbers as JSON: bytes, operations and counts."""
-    recipe, total = plan.recipe, plan.total_parameters
-    return {
-        "name": recipe.name,
-        "task": recipe.task,
-        "batch": {
-            "world": plan.batch.world,
-            "micro_batch_rows": plan.batch.micro_batch_rows,
-            "accumulation": plan.batch.accumulation,
-            "rows": plan.batch.rows,
-            "tokens": plan.batch.tokens,
-        },
-        "legal_world_sizes": plan.legal_worlds,
-        "steps": plan.steps,
-        "tokens": None if plan.steps is None else plan.steps * plan.batch.tokens,
-        "parameters": plan.parameters | {"total": total, "trained": plan.trained_parameters},
-        "flops": {
-            "forward_per_token": plan.flops.forward,
-            "model_per_token": plan.flops.model,
-            "executed_per_token": plan.flops.executed,
-            "model_per_step": plan.flops.model * plan.batch.tokens,
-            "executed_per_step": plan.flops.executed * plan.batch.tokens,
-        },
-        "memory_bytes": [
-            {"stage": stage, "activation_checkpointing": switch} | memory.by_part()
-            for switch, by_stage in plan.memory.items()
-            for stage, memory in zip(STAGES, by_stage, strict=True)
-        ],
-        "activation_bytes_on_cpu": plan.cpu_activations,
-        "checkpoint_bytes": plan.checkpoint_bytes,
-        "checkpoints_bytes": plan.checkpoint_bytes * (kept_checkpoints(recipe, plan.steps) + 1),
-        "deepspeed": plan.deepspeed,
-    }
 
 
 def plan_text(plan: Plan) -> str:
     """Return the plan as text for people."""
     sections = {
-        "Batch": [str(plan.batch), f"legal numbers of ranks: {_listed(plan.legal_worlds)}"],
+        "Batch": batch_lines(plan),
         "Length": [_length(plan)],
+        "Phases": phase_lines(plan),
+        "Data": data_lines(plan),
         "Parameters": _parameters(plan),
         "FLOPs": _flops(plan),
         _memory_heading(plan): _memory(plan),
         "Checkpoints": _checkpoints(plan),
         "DeepSpeed's config": json.dumps(plan.deepspeed, indent=2).splitlines(),
     }
-    ranks = f"{plan.batch.world} rank{'s' if plan.batch.world != 1 else ''}"
+    ranks = f"{plan.world} rank{'s' if plan.world != 1 else ''}"
     lines = [f"{plan.recipe.name}: {plan.recipe.task} of {plan.recipe.model.architecture} on {ranks}"]
     for heading, body in sections.items():
-        lines += ["", heading, *(f"  {line}" for line in body)]
+        if body:
+            lines += ["", heading, *(f"  {line}" for line in body)]
     return "\n".join(lines)
 
 
@@ -161,12 +55,13 @@ def plan_text(plan: Plan) -> str:
 
 
 def _length(plan: Plan) -> str:
-    if plan.steps is None:
+    if plan.steps is None or plan.tokens is None:
         return (
             f"{plan.recipe.train.epochs:g} epochs; steps unknown until the corpus is indexed (`dstrain shards index`)"
         )
-    tokens = plan.steps * plan.batch.tokens
-    return f"{plan.steps:,} steps × {plan.batch.tokens:,} tokens = {tokens:,} tokens"
+    if len(plan.phases) > 1:
+        return f"{plan.steps:,} steps in {len(plan.phases)} phases = {plan.tokens:,} tokens"
+    return f"{plan.steps:,} steps × {plan.phases[0].batch.tokens:,} tokens = {plan.tokens:,} tokens"
 
 
 def _parameters(plan: Plan) -> list[str]:
@@ -182,27 +77,48 @@ def _parameters(plan: Plan) -> list[str]:
 
 
 def _flops(plan: Plan) -> list[str]:
-    flops, tokens = plan.flops, plan.batch.tokens
-    parts = f"{_si(flops.matmuls)} matmuls + {_si(flops.attention)} attention + {_si(flops.head)} head"
+    if len(plan.phases) > 1:
+        return _flops_of_phases(plan)
+    flops, tokens = plan.phases[0].flops, plan.phases[0].batch.tokens
+    parts = f"{quantity(flops.matmuls)} matmuls + {quantity(flops.attention)} attention + {quantity(flops.head)} head"
     lines = [
-        f"forward, per token   {parts} = {_si(flops.forward)}",
-        f"training, per token  3 × {_si(flops.forward)} = {_si(flops.model)}  (backward is twice forward)",
+        f"forward, per token   {parts} = {quantity(flops.forward)}",
+        f"training, per token  3 × {quantity(flops.forward)} = {quantity(flops.model)}  (backward is twice forward)",
     ]
     if flops.activation_checkpointing:
-        again = flops.matmuls + flops.attention
-        lines.append(f"                     + {_si(again)} to compute activations again = {_si(flops.executed)}")
-    lines.append(f"per step             {tokens:,} tokens × {_si(flops.executed)} = {_si(flops.executed * tokens)}")
+        again = quantity(flops.matmuls + flops.attention)
+        lines.append(f"                     + {again} to compute activations again = {quantity(flops.executed)}")
+    step = quantity(flops.executed * tokens)
+    lines.append(f"per step             {tokens:,} tokens × {quantity(flops.executed)} = {step}")
     if plan.steps is not None:
-        total = flops.executed * tokens * plan.steps
-        lines.append(f"whole run            {plan.steps:,} steps × {_si(flops.executed * tokens)} = {_si(total)}")
+        total = quantity(flops.executed * tokens * plan.steps)
+        lines.append(f"whole run            {plan.steps:,} steps × {step} = {total}")
     return lines
 
 
+def _flops_of_phases(plan: Plan) -> list[str]:
+    rows = [("phase", "forward, per token", "executed, per token", "per step", "all its steps")]
+    total = 0.0
+    for phase in plan.phases:
+        assert phase.plan is not None, "a timeline has phases"
+        step = phase.flops.executed * phase.batch.tokens
+        total += step * phase.plan.steps
+        numbers = (phase.flops.forward, phase.flops.executed, step, step * phase.plan.steps)
+        rows.append((phase.plan.name, *map(quantity, numbers)))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = [
+        "  ".join([f"{row[0]:{widths[0]}}", *(f"{row[column]:>{widths[column]}}" for column in range(1, 5))])
+        for row in rows
+    ]
+    return [*lines, f"whole run: {quantity(total)}"]
+
+
 def _memory_heading(plan: Plan) -> str:
-    train, length = plan.recipe.train, plan.recipe.data.row_tokens
-    return (
-        f"Memory of a rank in GiB ({train.precision}, {train.micro_batch_rows} rows of {length} tokens; * the recipe's)"
-    )
+    rows, phase = plan.memory_phase.batch.micro_batch_rows, plan.memory_phase.plan
+    length = plan.recipe.data.row_tokens if phase is None else phase.row_tokens
+    which = f"; phase {phase.name}, which needs most" if phase is not None and len(plan.phases) > 1 else ""
+    precision = plan.recipe.train.precision
+    return f"Memory of a rank in GiB ({precision}, {rows} rows of {length} tokens{which}; * the recipe's)"
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -236,25 +152,8 @@ def _checkpoints(plan: Plan) -> list[str]:
     keep, every = kept_checkpoints(plan.recipe, plan.steps), plan.recipe.checkpoint.every_steps
     parameters = f"{plan.trained_parameters:,} parameters × {CHECKPOINT_BYTES_PER_PARAMETER} bytes"
     frozen = size - plan.trained_parameters * CHECKPOINT_BYTES_PER_PARAMETER
-    beside = f" + {_gb(frozen)} of frozen weights" if frozen else ""
+    beside = f" + {gigabytes(frozen)} of frozen weights" if frozen else ""
     return [
-        f"{parameters} (fp32 weights and two moments){beside} = {_gb(size)}",
-        f"{keep} kept + 1 being written = {_gb((keep + 1) * size)}; one every {every:,} steps",
+        f"{parameters} (fp32 weights and two moments){beside} = {gigabytes(size)}",
+        f"{keep} kept + 1 being written = {gigabytes((keep + 1) * size)}; one every {every:,} steps",
     ]
-
-
-def _listed(numbers: list[int], most: int = 16) -> str:
-    if len(numbers) <= most:
-        return ", ".join(map(str, numbers))
-    return f"{', '.join(map(str, numbers[: most - 1]))} … {numbers[-1]} ({len(numbers)} of them)"
-
-
-def _si(value: float) -> str:
-    for factor, unit in _UNITS:
-        if value >= factor:
-            return f"{value / factor:.4g} {unit}"
-    return f"{value:.4g}"
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -111,8 +111,7 @@ class Timeline:
     def source_tokens_before(self, source: int, step: int) -> int:
         """Tokens of a source, by its number, in all steps before one."""
         return sum(
-            _rows_of_source(phase, self.lanes, source, steps) * phase.row_tokens
-            for phase, steps in self._begun(step)
+            _rows_of_source(phase, self.lanes, source, steps) * phase.row_tokens for phase, steps in self._begun(step)
         )
 
     def epochs(self, source: int, step: int) -> float | None:
@@ -172,7 +171,7 @@ def in_phase(recipe: Recipe, phase: PhasePlan) -> Recipe:
 
 def _sizes(sources: Mapping[str, Source], corpus_tokens: Mapping[str, int] | int | None) -> tuple[int | None, ...]:
     if isinstance(corpus_tokens, Mapping):
-        return tuple(corpus_tokens[name] if name in corpus_tokens else None for name in sources)
+        return tuple(corpus_tokens.get(name) for name in sources)
     return (corpus_tokens if len(sources) == 1 else None,) * len(sources)
 
 
@@ -221,9 +220,7 @@ def _phase_plan(
         sequence_length=length,
         row_tokens=length,
         masking_rate=recipe.data.masking.rates if (rate := phase.data.masking.rate) is None else masking_rates(rate),
-        weights=weights
-        if given is None
-        else _shares([given[name] if name in given else 0.0 for name in recipe.data.training_sources]),
+        weights=weights if given is None else _shares([given.get(name, 0.0) for name in recipe.data.training_sources]),
         schedule=None if phase.schedule is None else Schedule(**phase.schedule.model_dump()),
         schedule_first_step=0 if phase.schedule is None else first_step,
         schedule_steps=steps,
@@ -293,7 +290,10 @@ def _with_ends_of_sources(
         while True:
             weights = [0.0 if number in dropped else weight for number, weight in enumerate(rest.weights)]
             if not any(weights):
-                notes.append(f"the run ends at step {rest.first_step:,}, {intended - rest.first_step:,} steps early: no source is left")
+                step = rest.first_step
+                notes.append(
+                    f"no source is left at step {step:,}, and the run ends there, {intended - step:,} steps early"
+                )
                 return _renumbered(phases), notes
             rest = replace(rest, weights=_shares(weights))
             ends = {
@@ -307,9 +307,8 @@ def _with_ends_of_sources(
             first, second = _split(rest, ends[source])
             step = second.first_step
             if ending[source] == "stop":
-                notes.append(
-                    f"{names[source]} is exhausted at step {step:,}, and the run ends there, {intended - step:,} steps early"
-                )
+                early = f"{intended - step:,} steps early"
+                notes.append(f"{names[source]} is exhausted at step {step:,}, and the run ends there, {early}")
                 return _renumbered([*phases, first] if first.steps else phases), notes
             notes.append(f"{names[source]} is exhausted at step {step:,} and dropped; the other sources share its rows")
             dropped.add(source)

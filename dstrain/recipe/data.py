@@ -15,7 +15,7 @@ FILE_FORMATS: tuple[str, ...] = get_args(FileFormat)
 
 
 class MaskingRamp(Section):
-    """A rate that goes in a straight line from the first step of a phase to its last one; without phases, of the run."""
+    """A rate that goes in a straight line from a phase's first step to its last; without phases, over the run."""
 
     from_: MaskingRate = Field(alias="from")
     to: MaskingRate
@@ -59,9 +59,9 @@ class Pairs(Section):
 class Source(Section):
     """One of several corpora that rows are taken from: shards as in `data.train`, and its share of the rows.
 
-    Shares are `weight` ÷ the sum of all weights; a source of weight 0 is there for a phase that gives it one. Once every
-    token of it was read, a source is read again in another order (`repeat`); or the run ends (`stop`); or the other
-    sources share its rows (`drop`). `dstrain plan` says beforehand when. `valid` is evaluated by itself.
+    Shares are `weight` ÷ the sum of all weights; a source of weight 0 is there for a phase that gives it one. When all
+    of its tokens have been read, a source is read again in another order (`repeat`), or the run ends (`stop`), or the
+    other sources share its rows (`drop`); `dstrain plan` says beforehand when. `valid` is evaluated by itself.
     """
 
     shards: str
@@ -74,10 +74,10 @@ class MaskedLmData(Section):
     """WebDataset shards for pretraining: a folder, a glob or a brace pattern of tar files.
 
     Either `train`, or several `sources` by name. A corpus is cut into `lanes` of equally many tokens, which are read
-    side by side: each global batch has as many rows of one lane as of any other. A rank reads whole lanes, so `lanes` is
-    the greatest number of ranks, and divides every global batch; any number of ranks up to it will do. null: the
-    greatest common divisor of all global batches, or its greatest divisor up to 1,024. Texts are shuffled within
-    `shuffle_window` blocks of a lane; null: as many as make 4,096 over all lanes, and 4 at least. Every global batch
+    side by side: each global batch has as many rows of one lane as of any other, so `lanes` divides all of them. A rank
+    reads whole lanes: there may be as many ranks as lanes, or any smaller number. null takes the greatest common divisor
+    of all global batches; where that is more than 1,024, its greatest divisor up to there. Texts are shuffled within
+    `shuffle_window` blocks of a lane; null: as many as make 4,096 over all lanes, and at least 4. Every global batch
     that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
     """
 

@@ -63,7 +63,7 @@ class MaskedLmRecipe(CommonRecipe):
 
     @property
     def lanes(self) -> int:
-        """`data.lanes`; where that is null, the greatest divisor of all phases' global batches that is at most 1,024."""
+        """`data.lanes`; where that is null, the greatest divisor of all global batches up to 1,024."""
         if self.data.lanes is not None:
             return self.data.lanes
         of_phases = [phase.train.global_batch_rows or self.train.global_batch_rows for phase in self.phases]

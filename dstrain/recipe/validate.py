@@ -246,7 +246,9 @@ def _type_problem(tree: Node, finding: _Finding, details: ErrorDetails) -> Probl
     if details["loc"][-1] == "[key]":
         name = details["loc"][-2]
         rule = "must be a name of letters, digits, - and _ without a point; choose another name"
-        return Problem(_entry(node, str(name)).place if _entry(node, str(name)) else node.place, f"{path}.{name} {rule}")
+        return Problem(
+            _entry(node, str(name)).place if _entry(node, str(name)) else node.place, f"{path}.{name} {rule}"
+        )
     return Problem(node.place, wrong_value(path, node, details))
 
 

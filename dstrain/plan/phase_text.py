@@ -1,0 +1,115 @@
+"""What `dstrain plan` says of batches, phases and sources."""
+
+from typing import Any
+
+from dstrain.plan.batch import most_ranks
+from dstrain.plan.corpus import CorpusSize
+from dstrain.plan.overview import PhaseNumbers, Plan
+from dstrain.plan.units import quantity
+from dstrain.recipe.schema import MaskedLmRecipe
+
+
+def batch_lines(plan: Plan) -> list[str]:
+    """Say how global batches are split, each way once, and how many ranks there may be."""
+    splits: dict[str, list[str]] = {}
+    for phase in plan.phases:
+        splits.setdefault(str(phase.batch), []).append("" if phase.plan is None else phase.plan.name)
+    named = len(splits) > 1
+    lines = [f"{split}  ({_first_and_last(names)})" if named else split for split, names in splits.items()]
+    if any(phase.batch.used < 1 for phase in plan.phases):
+        lines.append("Ranks with fewer rows are given rows of weight 0, and micro-batches of a step are all as large.")
+    most = most_ranks(plan.recipe)
+    what = "lanes" if isinstance(plan.recipe, MaskedLmRecipe) else "rows of a global batch"
+    return [*lines, f"1 to {most:,} ranks can train it, as there are {most:,} {what}"]
+
+
+def _first_and_last(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}" if len(names) > 2 else ", ".join(names)
+
+
+def phase_lines(plan: Plan) -> list[str]:
+    """Return a table of the phases; none where there is one."""
+    if plan.timeline is None or len(plan.phases) == 1:
+        return []
+    heads = (
+        "phase",
+        "first step",
+        "steps",
+        "tokens",
+        "rows",
+        "length",
+        "micro-batches",
+        "used",
+        "masked",
+        "rate",
+        "schedule",
+    )
+    rows = [heads, *(_cells(plan, phase) for phase in plan.phases)]
+    names = plan.timeline.source_names
+    if len(names) > 1:
+        shares = [
+            ", ".join(f"{name} {share:.3g}" for name, share in zip(names, phase.weights, strict=True) if share)
+            for phase in plan.timeline.phases
+        ]
+        rows = [(*row, cell) for row, cell in zip(rows, ("sources", *shares), strict=True)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    left = {0, 10, 11}  # columns of words
+    return [
+        "  ".join(
+            f"{cell:{'<' if column in left else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _cells(plan: Plan, numbers: PhaseNumbers) -> tuple[str, ...]:
+    phase, batch = numbers.plan, numbers.batch
+    assert phase is not None, "a timeline has phases"
+    schedule = "of the run" if phase.schedule is None else phase.schedule.name
+    if phase.schedule is not None and (phase.schedule_first_step, phase.schedule_steps) != (
+        phase.first_step,
+        phase.steps,
+    ):
+        schedule += f", from step {phase.schedule_first_step:,}"
+    return (
+        phase.name,
+        f"{phase.first_step:,}",
+        f"{phase.steps:,}",
+        quantity(phase.steps * batch.tokens),
+        f"{phase.global_batch_rows:,}",
+        f"{phase.sequence_length:,}",
+        f"{batch.accumulation} × {batch.micro_batch_rows}",
+        f"{100 * batch.used:.0f} %",
+        " → ".join(f"{rate:g}" for rate in dict.fromkeys(phase.masking_rate)),
+        f"{phase.learning_rate:g}",
+        schedule + "".join(f", {key} {value:g}" for key, value in phase.rope.items()),
+    )
+
+
+def data_lines(plan: Plan) -> list[str]:
+    """Say how often each source is read, what ends when, and how the tokens lie in blocks and lanes."""
+    recipe = plan.recipe
+    if not isinstance(recipe, MaskedLmRecipe):
+        return []
+    lines = [] if plan.timeline is None else list(plan.timeline.notes)
+    for name, size in plan.corpora.items():
+        blocks: dict[str, Any] = block_sizes(size, recipe)
+        lines.append(
+            f"{name}: {size.tokens:,} tokens of {size.documents:,} documents in {blocks['blocks']:,} blocks of "
+            f"{blocks['block_tokens']:,}; {size.tokens // recipe.lanes:,} tokens of a lane in each epoch"
+        )
+    return lines
+
+
+def block_sizes(size: CorpusSize, recipe: MaskedLmRecipe) -> dict[str, int]:
+    """The tokens of a block of a corpus, how many there are, and how many of a lane are shuffled together."""
+    from dstrain.data.line import default_block_tokens, default_window_blocks  # imports numpy
+
+    tokens = default_block_tokens(size.tokens, size.documents)
+    window = recipe.data.shuffle_window
+    return {
+        "block_tokens": tokens,
+        "blocks": -(-size.tokens // tokens),
+        "shuffle_window": default_window_blocks(recipe.lanes) if window is None else window,
+    }
