@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.data.rows import StepRows
-from dstrain.recipe.schema import Recipe
+from dstrain.data.spec import StreamSpec
+from dstrain.plan import corpus_tokens
+from dstrain.plan.timeline import make_timeline
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.tasks.task import StepBatch, Task
 from dstrain.train.main import build_task, prepare
 from dstrain.train.runtime import Runtime
@@ -122,6 +125,14 @@ def model_weights(runtime: Runtime, task: Task) -> dict[str, NDArray[np.float32]
 
 
 RecipeMaker = Callable[..., Recipe]
+
+
+def training_rows(recipe: Recipe) -> StreamSpec:
+    """What the rows of a recipe's run depend on."""
+    assert isinstance(recipe, MaskedLmRecipe)
+    timeline = make_timeline(recipe, corpus_tokens(recipe))
+    assert timeline is not None
+    return StreamSpec.train(recipe, timeline)
 
 
 def dense_labels(rows: StepRows) -> NDArray[np.int32]:

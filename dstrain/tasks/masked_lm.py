@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from dstrain.checkpoint.identity import stream_identity
 from dstrain.data.layout import Layout
-from dstrain.data.pieces import step_pieces
+from dstrain.data.row_documents import RowDocuments
 from dstrain.data.rows import StepRows
 from dstrain.data.shards import Corpus
 from dstrain.data.spec import StreamSpec
@@ -92,10 +92,8 @@ class MaskedLm(Task):
         """See `Task`. Text and place are those before masking, and before pairs were made."""
         decode = load_document_tokenizer(self._recipe.tokenizer).decode
         return [
-            RowDocument(
-                piece.row, piece.first_token, len(piece.ids), piece.shard, piece.key, piece.document, decode(piece.ids)
-            )
-            for piece in step_pieces(self.spec(), rank, world_size, data_step)
+            RowDocument(part.row, part.first_token, len(part.ids), part.shard, part.key, part.document, decode(part.ids))
+            for part in RowDocuments(self.spec()).of_step(rank, world_size, data_step)
         ]
 
     def source_sums(self) -> Tensor | None:
@@ -192,14 +190,12 @@ def _open(recipe: MaskedLmRecipe, location: str, tokenizer: DocumentTokenizer) -
         location,
         text_field=data.text_field,
         tokenizer=tokenizer,
-        on_bad_sample=data.on_bad_sample,
-        max_bad_samples=data.max_bad_samples,
     )
 
 
 def _bad_samples(corpus: Corpus) -> Iterator[str]:
     """What the log says of samples that could not be read."""
-    if corpus.bad_sample_count:
+    if getattr(corpus, "bad_sample_count", 0):
         yield f"{corpus.bad_sample_count:,} samples cannot be read and are left out (data.on_bad_sample=skip):"
         yield from corpus.bad_samples
 

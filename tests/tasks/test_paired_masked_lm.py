@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from ranks import run_ranks
 from test_heads import live
 from torch import nn
-from training import Pieces, dense_labels, relative_difference, state_pieces, train_batch, training, whole
+from training import (
+    Pieces,
+    dense_labels,
+    relative_difference,
+    state_pieces,
+    train_batch,
+    training,
+    training_rows,
+    whole,
+)
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
@@ -24,7 +33,6 @@ from dstrain.checkpoint.manifest import Manifest
 from dstrain.cli import main
 from dstrain.data.ledger import compare_ledgers
 from dstrain.data.pairs import token_types
-from dstrain.data.producer import StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.model.encoder import build_model, document_mask
 from dstrain.plan.text import make_plan
@@ -49,7 +57,7 @@ def first_gradients(rank: int, world: int, recipes: list[Recipe]) -> list[tuple[
     results = []
     for recipe in recipes:
         with training(recipe) as (runtime, task):
-            with task.steps(0, None) as batches:
+            with task.steps(0) as batches:
                 (batch,) = task.completed([next(batches)])
                 loss, applied = train_batch(runtime, batch, 1e-3)
             assert applied
@@ -63,7 +71,7 @@ def first_gradients(rank: int, world: int, recipes: list[Recipe]) -> list[tuple[
 def reference(recipe: Recipe) -> tuple[dict[str, NDArray[np.float32]], float]:
     """The same step in plain torch and Transformers: each pair alone through the pooler, two means added."""
     assert isinstance(recipe, MaskedLmRecipe)
-    with RowStream(StreamSpec.from_recipe(recipe, "train"), 0, 1) as stream:
+    with RowStream(training_rows(recipe), 0, 1) as stream:
         rows = next(stream)
         labels = dense_labels(rows)
         arrays = (rows.input_ids, rows.position_ids, token_types(rows.pairs, 64), labels)
@@ -198,6 +206,6 @@ def test_without_pairs_nothing_knows_of_them(tiny_recipe: RecipeMaker) -> None:
     kept = {"sequence_length", "lanes", "seed", "shuffle_window", "masking", "on_bad_sample"}
     assert task.identity()["data"].keys() == kept, "checkpoints of earlier releases go on"
     assert "pair head" not in make_plan(recipe, 1, None).parameters
-    with task.steps(0, None) as batches:
+    with task.steps(0) as batches:
         (inputs, *_) = next(batches).micro_batches
     assert list(inputs) == ["input_ids", "position_ids", "masked_positions", "labels"]

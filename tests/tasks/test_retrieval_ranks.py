@@ -40,7 +40,7 @@ def gradient_pieces(rank: int, world: int, recipes: list[Recipe]) -> list[tuple[
     """On a rank: the gradient of the first global step of each recipe, and its loss."""
     results = []
     for recipe in recipes:
-        with training(recipe) as (runtime, task), task.steps(0, None) as batches:
+        with training(recipe) as (runtime, task), task.steps(0) as batches:
             (batch,) = task.completed([next(batches)])
             loss, applied = train_batch(runtime, batch, 1e-3)
             assert applied
@@ -54,9 +54,9 @@ def reference(recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float3
     encoder = load_document_tokenizer(recipe.tokenizer)
     task = Retrieval(recipe, Runtime.offline(recipe))
     task.model.double()
-    with task.rank_steps(0, 1, 0, None) as batches:
-        micro_batches = next(batches).micro_batches
-    texts = [[ids for inputs in micro_batches for ids in inputs[key]] for key in ("input_ids", "document_ids")]
+    with task.rank_steps(0, 1, 0) as batches:
+        inputs = [each.inputs for each in next(batches).micro_batches]
+    texts = [[ids for of in inputs for ids in of[key]] for key in ("input_ids", "document_ids")]
     pad = encoder.pad_id
     queries, documents = ([torch.tensor([one for one in ids.tolist() if one != pad]) for ids in part] for part in texts)
     said = [[encoder.decode(ids[1:-1].numpy()) for ids in part] for part in (queries, documents)]
@@ -117,7 +117,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("world", "micro_batches"), [(1, (8, 4)), (2, (2, 1))])
+@pytest.mark.parametrize(("world", "micro_batches"), [(1, (8, 3)), (2, (2, 1)), (3, (2, 1))])
 def test_one_gradient_for_every_split_and_stage(world: int, micro_batches: tuple[int, ...], folder: Path) -> None:
     cases = [*itertools.product(STAGES, micro_batches, ["symmetric"]), (0, 2, "corrected"), (3, 2, "wide")]
     recipes = [
@@ -135,16 +135,17 @@ def test_one_gradient_for_every_split_and_stage(world: int, micro_batches: tuple
 
 def direct_gradient(rank: int, world: int, recipe: Recipe) -> tuple[Pieces, Pieces]:
     """On one rank, with dropout: the gradient of a step through two passes, and through one that keeps everything."""
-    with training(recipe) as (runtime, task), task.steps(0, None) as batches:
+    with training(recipe) as (runtime, task), task.steps(0) as batches:
         assert isinstance(task, Retrieval) and isinstance(task.module, BiEncoder)
         plain = next(batches)
         (batch,) = task.completed([plain])
-        for inputs in seeded_micro_batches(batch, recipe.train.seed):
-            loss, _ = runtime.engine(**inputs)
-            runtime.backward(loss, 8)
+        for micro_batch in seeded_micro_batches(batch, recipe.train.seed):
+            loss, _ = micro_batch.run(runtime.engine)
+            runtime.backward(loss, 8, is_last=micro_batch is batch.micro_batches[-1])
         twice = {(name, 0): p.grad.numpy().copy() for name, p in task.model.named_parameters() if p.grad is not None}
         task.model.zero_grad()
-        (inputs,) = seeded_micro_batches(plain, recipe.train.seed)
+        (micro_batch,) = seeded_micro_batches(plain, recipe.train.seed)
+        inputs = micro_batch.inputs
         vectors = torch.cat(
             [
                 task.module.embed(inputs["input_ids"], inputs["attention_mask"]),

@@ -8,12 +8,21 @@ import torch
 from numpy.typing import NDArray
 from ranks import run_ranks
 from torch import nn
-from training import Pieces, RecipeMaker, dense_labels, relative_difference, state_pieces, train_batch, training, whole
+from training import (
+    Pieces,
+    RecipeMaker,
+    dense_labels,
+    relative_difference,
+    state_pieces,
+    train_batch,
+    training,
+    training_rows,
+    whole,
+)
 
-from dstrain.data.producer import StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.model.encoder import build_model, document_mask
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import Recipe
 
 pytestmark = pytest.mark.ranks
 STAGES = (0, 1, 2, 3)
@@ -32,7 +41,7 @@ def gradient_pieces(rank: int, world: int, recipes: list[Recipe]) -> list[tuple[
     results = []
     for recipe in recipes:
         with training(recipe) as (runtime, task):
-            with task.steps(0, None) as batches:
+            with task.steps(0) as batches:
                 loss, applied = train_batch(runtime, next(batches), 1e-3)
             assert applied
             results.append((state_pieces(runtime, task, "exp_avg"), loss, runtime.grad_norm()))
@@ -41,8 +50,7 @@ def gradient_pieces(rank: int, world: int, recipes: list[Recipe]) -> list[tuple[
 
 def reference(recipe: Recipe) -> tuple[dict[str, NDArray[np.float32]], float]:
     """The same step in plain torch and Transformers: one batch, the head on every token, a mean over the targets."""
-    assert isinstance(recipe, MaskedLmRecipe)
-    with RowStream(StreamSpec.from_recipe(recipe, "train"), 0, 1) as stream:
+    with RowStream(training_rows(recipe), 0, 1) as stream:
         rows = next(stream)
         labels = dense_labels(rows)
         input_ids, position_ids = (torch.from_numpy(a.astype(np.int64)) for a in (rows.input_ids, rows.position_ids))

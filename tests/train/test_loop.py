@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from ranks import RankError, run_ranks
 from training import Poison, RecipeMaker, poisoned, training
 
@@ -26,7 +25,7 @@ STEPS = 8
 DROPOUT = ("model.config.hidden_dropout_prob=0.1", "model.config.attention_probs_dropout_prob=0.1")
 METRICS = {
     "step", "loss", "rank_losses", "accuracy", "learning_rate", "grad_norm", "tokens", "tokens_per_second",
-    "data_wait_share", "mfu", "memory_mb", "bad_samples", "seconds_left",
+    "data_wait_share", "mfu", "memory_mb", "seconds_left",
     "time_unix", "attempt", "from_step", "attempt_seconds", "run_seconds", "goodput",
 }  # fmt: skip
 
@@ -51,8 +50,8 @@ def trouble(task: Task, events: dict[int, str]) -> None:
     steps, evaluate = task.steps, task.evaluate
 
     @contextmanager
-    def troubled(data_step: int, cursors: NDArray[np.int64] | None) -> Iterator[Iterator[StepBatch]]:
-        with steps(data_step, cursors) as batches:
+    def troubled(data_step: int) -> Iterator[Iterator[StepBatch]]:
+        with steps(data_step) as batches:
             yield (befall(batch, events.get(batch.data_step, "")) for batch in batches)
 
     def befall(batch: StepBatch, event: str) -> StepBatch:

@@ -120,7 +120,7 @@ def states_after(rank: int, world: int, recipes: list[Recipe], steps: list[tuple
     """Train the (batch, poison of the last rank's micro-batches) given; return which were applied, and the state."""
     results = []
     for recipe in recipes:
-        with training(recipe, Poison) as (runtime, task), task.steps(0, None) as batches:
+        with training(recipe, Poison) as (runtime, task), task.steps(0) as batches:
             kept = [next(batches) for _ in range(2)]
             applied = [
                 train_batch(runtime, poisoned(kept[index], poison if rank == world - 1 else GOOD), 1e-3)[1]
@@ -185,9 +185,9 @@ def start_only(rank: int, world: int, recipe: Recipe) -> None:
     Runtime.start(recipe)
 
 
-def test_an_illegal_world_is_refused_before_anything_starts(tiny_recipe: RecipeMaker) -> None:
-    with pytest.raises(RankError, match=r"RecipeError: 3 ranks cannot share .*use 2 or 4 ranks"):
-        run_ranks(3, start_only, tiny_recipe())
+def test_more_ranks_than_lanes_are_refused_before_anything_starts(tiny_recipe: RecipeMaker) -> None:
+    with pytest.raises(RankError, match=r"RecipeError: 3 ranks cannot train tiny: data\.lanes=2 is the most"):
+        run_ranks(3, start_only, tiny_recipe("data.lanes=2"))
 
 
 # ------------------------------------------------------------------ set-up

@@ -47,14 +47,14 @@ def by_hand(path: Path) -> dict[str, Any]:
         for decays in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.optimizer.learning_rate)
-    with task.rank_steps(0, 1, 0, None) as batches:
+    with task.rank_steps(0, 1, 0) as batches:
         for step in range(STEPS):
             for name, parameter in parameters.items():
                 parameter.requires_grad_((3 - depths[name]) * EVERY <= step)
             batch = next(batches)
             optimizer.zero_grad()
-            for inputs in batch.micro_batches:
-                loss, _ = task.module(**inputs)
+            for micro_batch in batch.micro_batches:
+                loss, _ = micro_batch.run(task.module)
                 (loss / batch.targets).backward()
             torch.nn.utils.clip_grad_norm_([p for p in parameters.values() if p.grad is not None], 0.05)
             optimizer.step()
