@@ -1,7 +1,7 @@
 """Corpora for the tests: every token names its document, so that what was read can be told from the rows."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
 from dstrain.data.masking import NO_LABEL, Vocabulary
-from dstrain.data.producer import StreamSpec
 from dstrain.data.rows import StepRows
+from dstrain.data.spec import PhaseSpec, SourceSpec, StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.data.writer import write_token_shards
 
@@ -39,17 +39,28 @@ def numbered_corpus(
     return Vocabulary(vocab_size, MASK_ID, SPECIAL_IDS)
 
 
-def stream_spec(corpus: Path, vocabulary: Vocabulary | None, **changes: object) -> StreamSpec:
-    """A small stream; `changes` are its other fields."""
+def stream_spec(
+    corpus: Path | Mapping[str, Path],
+    vocabulary: Vocabulary | None,
+    *,
+    phases: Sequence[PhaseSpec] | None = None,
+    sequence_length: int = 32,
+    lanes: int = 8,
+    global_batch_rows: int = 16,
+    masking_rate: float = 0.25,
+    **changes: object,
+) -> StreamSpec:
+    """A small stream of one phase without end, or of `phases`; `changes` are its other fields."""
+    locations = {"corpus": corpus} if isinstance(corpus, Path) else corpus
+    if phases is None:
+        rates, weights = (masking_rate, masking_rate), (1 / len(locations),) * len(locations)
+        phases = [PhaseSpec(0, None, global_batch_rows, sequence_length, rates, weights)]
     fields: dict[str, object] = {
-        "corpus": str(corpus),
-        "sequence_length": 32,
-        "lanes": 8,
-        "global_batch_rows": 16,
+        "sources": tuple(SourceSpec(name, str(location)) for name, location in locations.items()),
+        "phases": tuple(phases),
+        "lanes": lanes,
         "seed": 3,
-        "shuffle_window": 16,
-        "masking_rate": 0.25,
-        "masking_replace": (0.8, 0.1, 0.1),
+        "shuffle_window": 2,
         "tokenizer": None,
         "vocabulary": vocabulary,
     }
@@ -66,43 +77,37 @@ def original_ids(rows: StepRows) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class GlobalStep:
-    """One step of all ranks: rows by number as bytes, the digest summed over ranks, and all lanes' cursors."""
+    """One step of all ranks: rows by number as bytes, their sources, and the digest summed over ranks."""
 
     rows: dict[int, bytes]
+    sources: dict[int, int]
     digest: tuple[int, int]
-    cursors: NDArray[np.int64]
 
 
 def global_steps(
-    spec: StreamSpec,
-    world: int,
-    steps: int,
-    *,
-    first_step: int = 0,
-    cursors: NDArray[np.int64] | None = None,
-    prefetch_steps: int = 0,
+    spec: StreamSpec, world: int, steps: int, *, first_step: int = 0, prefetch_steps: int = 0
 ) -> Iterator[GlobalStep]:
     """Run all ranks of a world side by side."""
     streams = [
-        RowStream(spec, rank, world, first_step=first_step, cursors=cursors, prefetch_steps=prefetch_steps)
-        for rank in range(world)
+        RowStream(spec, rank, world, first_step=first_step, prefetch_steps=prefetch_steps) for rank in range(world)
     ]
     try:
         for step in range(first_step, first_step + steps):
             rows: dict[int, bytes] = {}
+            sources: dict[int, int] = {}
             digest = np.zeros(2, np.int64)
-            after = np.empty((spec.lanes, 3), np.int64)
-            for rank, stream in enumerate(streams):
+            for stream in streams:
                 own = next(stream)
                 assert own.step == step
+                assert (np.diff(own.row_numbers) > 0).all()
                 for index, number in enumerate(own.row_numbers.tolist()):
                     rows[number] = b"|".join(
                         array[index].tobytes()
                         for array in (own.input_ids, own.position_ids, own.masked_positions, own.labels)
                     )
+                    sources[number] = int(own.sources[index])
                 digest += own.digest
-                after[rank::world] = own.cursors
-            yield GlobalStep(rows, (int(digest[0]), int(digest[1])), after)
+            yield GlobalStep(rows, sources, (int(digest[0]), int(digest[1])))
     finally:
         for stream in streams:
             stream.close()

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dstrain.data.masking import MEAN_SPAN_WORDS, NO_LABEL, Masker, Unit, Vocabulary, masked_per_row
+from dstrain.data.masking import MEAN_SPAN_WORDS, NO_LABEL, Masker, Unit, Vocabulary
+from dstrain.data.spec import masked_per_row
 
 VOCABULARY = Vocabulary(size=1000, mask_id=4, special_ids=(0, 1, 2, 3, 4, 999))
 BERT = (0.8, 0.1, 0.1)
@@ -23,7 +24,8 @@ def mask(
     unit: Unit = "token",
 ) -> Masked:
     """Inputs, positions and labels."""
-    masker = Masker(VOCABULARY, ids.shape[1], rate, replace, seed, purpose, unit, CONTINUING)
+    tokens = ids.shape[1]
+    masker = Masker(VOCABULARY, tokens, masked_per_row(rate, tokens), replace, seed, purpose, unit, CONTINUING)
     inputs = ids.copy()
     positions, labels = masker.mask(inputs, row_numbers)
     return inputs, positions, labels
@@ -101,12 +103,18 @@ def test_extreme_shares_are_exact(replace: tuple[float, float, float], share_cha
     assert (seen != labels).mean() == share_changed
 
 
-def test_positions_are_uniform() -> None:
-    """Chi-square over 128 positions; drawn without replacement, so scaled by (L-1)/(L-K). p = 1e-6 at 213."""
-    _, positions, _ = mask(ordinary_rows(5000, 128), np.arange(5000), rate=0.15)
+@pytest.mark.parametrize(("unit", "rows"), [("token", 5000), ("word", 40_000), ("span", 40_000)])
+def test_positions_are_uniform(unit: Unit, rows: int) -> None:
+    """Chi-square over 128 positions, drawn without replacement, so scaled by (L-1)/(L-K). p = 1e-6 at 213.
+
+    Neighbours in a unit are masked together, which widens a count no more than it narrows others: the mean stays 127.
+    With units cut where K is reached, the first three positions of a row were masked too often: 1,300 for spans.
+    """
+    _, positions, _ = mask(ordinary_rows(rows, 128), np.arange(rows), rate=0.15, unit=unit)
     counts = np.bincount(positions.ravel(), minlength=128)
     expected = positions.size / 128
-    assert ((counts - expected) ** 2 / expected).sum() * 127 / (128 - 19) < 213
+    chi_square = ((counts - expected) ** 2 / expected).sum() * 127 / (128 - 19)
+    assert chi_square < (213 if unit == "token" else 250)
 
 
 def test_random_tokens_are_uniform_over_the_ordinary_vocabulary() -> None:
@@ -117,6 +125,14 @@ def test_random_tokens_are_uniform_over_the_ordinary_vocabulary() -> None:
     assert counts[[0, 1, 2, 3, 4, 999]].sum() == 0
     expected = drawn.size / 994
     assert ((counts[5:999] - expected) ** 2 / expected).sum() < 1216
+
+
+def test_a_step_may_mask_fewer_than_there_is_room_for() -> None:
+    masker = Masker(VOCABULARY, 64, 20, BERT, 0, "train", "span", CONTINUING)
+    ids = ordinary_rows(10, 64)
+    positions, labels = masker.mask(ids.copy(), np.arange(10), 7)
+    assert positions.shape == labels.shape == (10, 20)
+    assert (labels[:, :7] != NO_LABEL).all() and (labels[:, 7:] == NO_LABEL).all() and not positions[:, 7:].any()
 
 
 # ---------------------------------------------------------------- words and spans
@@ -138,7 +154,9 @@ def words_of(row: NDArray[np.int32]) -> list[list[int]]:
 
 @settings(deadline=None, max_examples=40)
 @given(tokens=st.integers(1, 65), rate=st.floats(0.05, 0.9), seed=st.integers(0, 2**40), special=st.floats(0, 0.5))
-def test_words_are_masked_whole_but_for_one_that_is_cut(tokens: int, rate: float, seed: int, special: float) -> None:
+def test_words_are_masked_whole_but_for_two(
+    tokens: int, rate: float, seed: int, special: float
+) -> None:
     rng = np.random.default_rng(seed)
     ids = rng.integers(5, 999, (8, tokens), dtype=np.int32)
     ids[rng.random(ids.shape) < special] = 2
@@ -146,24 +164,21 @@ def test_words_are_masked_whole_but_for_one_that_is_cut(tokens: int, rate: float
     for row in range(8):
         masked = set(positions[row, labels[row] != NO_LABEL].tolist())
         cut = [word for word in words_of(ids[row]) if 0 < len(masked & set(word)) < len(word)]
-        assert len(cut) <= 1
-        for word in cut:
-            assert masked & set(word) == set(word[: len(masked & set(word))]), "its first pieces"
+        assert len(cut) <= 2
 
 
 def test_long_and_short_words_are_masked_alike() -> None:
-    """As many of the tokens of words of one piece as of words of three, but for the one word of a row that is cut."""
+    """As many of the tokens of words of one token as of words of three, the first as often as the last."""
     pattern = [10, 20, 700, 701]
     ids = np.tile(np.array(pattern * 128, np.int32), (1000, 1))
     _, positions, labels = mask(ids, np.arange(1000), rate=0.3, unit="word")
     kinds = np.bincount(positions[labels != NO_LABEL] % 4, minlength=4) / (1000 * 128)
-    assert np.abs(kinds - 0.3).max() < 0.012
-    assert kinds[1] >= kinds[2] >= kinds[3], "a word that is cut loses its last pieces"
+    assert np.abs(kinds - 0.3).max() < 0.006
 
 
 def test_spans_are_as_long_as_spanberts() -> None:
     """Words between the beginnings of two neighbouring spans, over rows of words of one piece: geometric."""
-    masker = Masker(VOCABULARY, 512, 0.15, BERT, 0, "train", "span", CONTINUING)
+    masker = Masker(VOCABULARY, 512, 77, BERT, 0, "train", "span", CONTINUING)
     ids = np.random.default_rng(1).integers(5, 600, (400, 512), dtype=np.int32)
     from dstrain.data.counter_rng import draws, stream_key
 

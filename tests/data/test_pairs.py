@@ -15,7 +15,7 @@ from dstrain.data.masking import NO_LABEL
 from dstrain.data.packing import pack
 from dstrain.data.pair_slots import SHORTEST_PAIR, pair_slots
 from dstrain.data.pairs import Pairing, PairObjective, token_types
-from dstrain.data.producer import StreamSpec
+from dstrain.data.spec import StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.data.writer import write_text_shards
 
@@ -178,19 +178,17 @@ def test_rows_with_pairs_are_the_same_for_every_world_and_after_a_restart(
 ) -> None:
     with_pairs = replace(spec, pair_objective=objective, pair_tokens=32)
     reference = list(global_steps(with_pairs, 1, 8))
-    for world in (2, 8):
+    for world in (3, 8):
         for step, other in zip(reference, global_steps(with_pairs, world, 8), strict=True):
             assert step.rows == other.rows
             assert step.digest == other.digest
-    resumed = global_steps(with_pairs, 4, 3, first_step=5, cursors=reference[4].cursors, prefetch_steps=2)
+    resumed = global_steps(with_pairs, 5, 3, first_step=5, prefetch_steps=2)
     assert [step.digest for step in resumed] == [step.digest for step in reference[5:]]
 
 
-def test_pairs_leave_order_and_cursors_as_they_are_and_are_in_the_digest(spec: StreamSpec) -> None:
+def test_pairs_are_in_the_digest(spec: StreamSpec) -> None:
     plain = list(global_steps(spec, 1, 3))
     found = [list(global_steps(replace(spec, pair_objective=each, pair_tokens=32), 1, 3)) for each in OBJECTIVES]
-    for steps in found:
-        assert all((one.cursors == other.cursors).all() for one, other in zip(plain, steps, strict=True))
     digests = {step.digest for steps in (plain, *found) for step in steps}
     assert len(digests) == 9
     labelled = replace(spec, pair_objective="sentence_order", pair_tokens=32)
@@ -209,8 +207,8 @@ def test_pairs_leave_order_and_cursors_as_they_are_and_are_in_the_digest(spec: S
             assert not (masked & specials).any()
 
 
-def test_without_pairs_rows_are_what_they_were(tmp_path: Path) -> None:
-    """Digests of a release that knew no pairs: ledgers and checkpoints of then go on."""
+def test_the_digests_of_steps_are_pinned(tmp_path: Path) -> None:
+    """A change here is another law of the data: old runs could not be resumed."""
     write_text_shards(tmp_path / "shards", sentences(60), shard_bytes=20_000)
     tokenizer = str(write_small_tokenizer(tmp_path / "tokenizer"))
     steps = global_steps(stream_spec(tmp_path / "shards", None, tokenizer=tokenizer), 1, 2)

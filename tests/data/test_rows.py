@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from dstrain.data.rows import Records, StepBuffer, StepShape
 
-SHAPE = StepShape(rows=3, row_tokens=9, masked=2, lanes=3)
+SHAPE = StepShape(rows=3, row_tokens=9, masked=2)
 
 
 def records(seed: int = 0) -> Records:
@@ -22,7 +22,7 @@ def test_names_cover_the_record_once() -> None:
 
 
 def test_pairs_come_last_in_a_record() -> None:
-    shape = StepShape(rows=2, row_tokens=3, masked=1, lanes=1, pairs=2)
+    shape = StepShape(rows=2, row_tokens=3, masked=1, pairs=2)
     made = Records(shape, np.zeros((2, shape.record_items), np.int32))
     made.pairs[...] = np.arange(16).reshape(2, 2, 4)
     assert made.items[:, -8:].tolist() == [list(range(8)), list(range(8, 16))]
@@ -33,11 +33,11 @@ def test_a_buffer_holds_what_is_put_in() -> None:
     memory = bytearray(SHAPE.bytes)
     buffer = StepBuffer(SHAPE, memory)
     buffer.records.items[...] = records().items
-    buffer.cursors[...] = np.arange(9).reshape(3, 3)
-    buffer.step_and_bad_samples[...] = 7, 2
-    rows = StepBuffer(SHAPE, memory).rows(("why",))
-    assert (rows.step, rows.bad_samples, rows.bad_sample_reports) == (7, 2, ("why",))
-    assert rows.cursors.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    buffer.sources[...] = 2, 0, 1
+    buffer.digest[...] = 3, 4
+    buffer.step[...] = 7
+    rows = StepBuffer(SHAPE, memory).rows()
+    assert (rows.step, rows.sources.tolist(), rows.digest.tolist()) == (7, [2, 0, 1], [3, 4])
     assert (rows.input_ids == records().input_ids).all() and (rows.labels == records().labels).all()
 
 
@@ -73,7 +73,7 @@ def test_the_order_of_items_shows(order: list[int]) -> None:
 
 def test_digests_are_spread_over_all_bits() -> None:
     """Rows that differ in one small number: each bit of the digest is set in about half of them (6 sigma)."""
-    made = Records(StepShape(4096, 9, 2, 1), np.zeros((4096, SHAPE.record_items), np.int32))
+    made = Records(StepShape(4096, 9, 2), np.zeros((4096, SHAPE.record_items), np.int32))
     made.input_ids[:, 0] = np.arange(4096)
     digests = np.array([Records(SHAPE, row[None]).digest() for row in made.items]).view(np.uint64)
     for bit in range(64):
