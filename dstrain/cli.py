@@ -327,12 +327,13 @@ def _verify_resume(commands: "_Commands[argparse.ArgumentParser]") -> None:
     text = "train a few steps of a recipe whole, killed, and moved to other ranks; compare; exit code 1 if they differ"
     command = _add(commands, "verify-resume", "dstrain.proof.verify_resume:verify_resume_command", text)
     _recipe_arguments(command)
-    command.add_argument("--steps", type=int, default=12, metavar="N", help="how many (default: %(default)s)")
+    command.add_argument("--steps", type=int, default=16, metavar="N", help="how many (default: %(default)s)")
     command.add_argument(
         "--stop-at", type=int, default=5, metavar="K", help="interrupt after this step (default: %(default)s)"
     )
-    command.add_argument("--world", type=int, metavar="W", help="number of ranks (default: 2, if the recipe allows it)")
-    command.add_argument("--then-world", type=int, metavar="V", help="resume on as many (default: another number)")
+    command.add_argument("--world", type=int, metavar="W", help="number of ranks (default: 2, if there are lanes)")
+    text = "resume on as many, and then on others (default: 3,1, as far as there are lanes)"
+    command.add_argument("--then-world", metavar="V[,U…]", help=text)
     command.add_argument(
         "--then-stage", type=int, choices=range(4), metavar="S", help="resume under this ZeRO stage (default: another)"
     )
@@ -347,7 +348,7 @@ def _drill(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command.add_argument("--faults", metavar="A,B,…", help="which, in this order (default: all)")
     command.add_argument("--steps", type=int, metavar="N", help="length of the run (default: 16 for each fault)")
     command.add_argument("--save-every", type=int, default=4, metavar="N", help="steps (default: %(default)s)")
-    command.add_argument("--world", type=int, metavar="W", help="number of ranks (default: 2, if the recipe allows it)")
+    command.add_argument("--world", type=int, metavar="W", help="number of ranks (default: 2, if there are lanes)")
     command.add_argument("--dir", metavar="DIR", help="keep the run folders here (default: none are kept)")
     _json(command)
 

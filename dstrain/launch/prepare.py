@@ -95,7 +95,7 @@ def identity_of(recipe: MaskedLmRecipe) -> Identity:
         RecipeError: the recipe's phases do not fit them.
     """
     tokenizer = load_document_tokenizer(recipe.tokenizer)
-    corpora = {name: _open(source.shards, recipe, tokenizer) for name, source in recipe.data.training_sources.items()}
+    corpora = open_sources(recipe, tokenizer)
     timeline = make_timeline(recipe, {name: corpus.total_tokens for name, corpus in corpora.items()})
     assert timeline is not None, "all sizes are known"
     return stream_identity(recipe, timeline, corpora, tokenizer.digest)
@@ -123,6 +123,11 @@ def open_corpus(recipe: Recipe) -> None:
         valid = [recipe.data.valid, *(source.valid for source in sources)]
         for location in dict.fromkeys(filter(None, (*(source.shards for source in sources), *valid))):
             _open(location, recipe, tokenizer)
+
+
+def open_sources(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[str, Corpus]:
+    """The corpora that a recipe trains on, by their names. Raises CorpusError."""
+    return {name: _open(source.shards, recipe, tokenizer) for name, source in recipe.data.training_sources.items()}
 
 
 def _open(location: str, recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> Corpus:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder, committed
-from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.launch.run_folder import attempt_folder, newest_checkpoint_step
+from dstrain.plan import corpus_tokens, make_timeline
 from dstrain.proof.fault_entry import ENTRY, Order, Orders
 from dstrain.proof.memory_group import MemoryGroup
 from dstrain.proof.trial import Trial, TrialError
@@ -42,6 +42,13 @@ class Course:
     def rank(self) -> int:
         """The chosen one: the last."""
         return self.ranks - 1
+
+    @property
+    def steps(self) -> int:
+        """How many it has."""
+        timeline = make_timeline(self.recipe, corpus_tokens(self.recipe))
+        assert timeline is not None, "a trial has a number of steps"
+        return timeline.total_steps
 
     @property
     def reads_shards(self) -> bool:
@@ -82,8 +89,7 @@ class Course:
 
     def newest_step(self) -> int:
         """The newest step that was made, also by an earlier attempt."""
-        ledger = self.run_dir / LEDGER_NAME
-        return next((entry.step for entry in read_ledger(ledger)), 0) if ledger.exists() else 0
+        return self.trial.newest_step()
 
     def saved_steps(self) -> list[int]:
         """Steps of the committed checkpoints, oldest first."""

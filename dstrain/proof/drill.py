@@ -19,12 +19,12 @@ from typing import Any, Literal
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dstrain.launch.local import devices
 from dstrain.plan import batch_plan
-from dstrain.plan.batch import legal_world_sizes
+from dstrain.plan.batch import most_ranks
 from dstrain.proof.account import account
 from dstrain.proof.course import Course
 from dstrain.proof.distance import run_distance
 from dstrain.proof.faults import CATALOGUE, KILLED, NAMES, Fault, can_mount
-from dstrain.proof.linked_corpus import link_corpus
+from dstrain.proof.linked_corpus import on_linked_corpora
 from dstrain.proof.memory_group import MemoryGroup
 from dstrain.proof.trial import Trial, TrialError, trial_recipe
 from dstrain.proof.verify_resume import TOLERANCES, empty_folder, topology, value_objections
@@ -80,8 +80,7 @@ def drill(plan: Plan, folder: Path, say: Say) -> list[Outcome]:
     """
     recipe = trial_recipe(plan.recipe, plan.steps, plan.save_every)
     if isinstance(recipe, MaskedLmRecipe):
-        link_corpus(recipe.data.train, folder / "corpus")
-        recipe = recipe.model_copy(update={"data": _stopping_at_bad_samples(recipe, folder / "corpus")})
+        recipe = on_linked_corpora(recipe, folder / "corpus")
     whole = Trial(recipe, folder / "whole")
     say(f"whole: {plan.steps} steps on {topology(plan.world, recipe.train.zero.stage)}")
     began = time.monotonic()
@@ -121,10 +120,6 @@ def drill(plan: Plan, folder: Path, say: Say) -> list[Outcome]:
         if group is not None:
             group.remove()
     return outcomes
-
-
-def _stopping_at_bad_samples(recipe: MaskedLmRecipe, corpus: Path) -> Any:
-    return recipe.data.model_copy(update={"train": str(corpus.resolve()), "on_bad_sample": "stop"})
 
 
 # ---------------------------------------------------------------- one fault
@@ -224,7 +219,7 @@ def _compare(course: Course, outcome: Outcome, reference: Path, since: int) -> N
     """With the uninterrupted run, at the first checkpoint after step `since`."""
     now = time.time()
     every = course.recipe.checkpoint.every_steps
-    step = min(since // every * every + every, course.recipe.train.steps or 0)
+    step = min(since // every * every + every, course.steps)
     course.wait(
         f"the checkpoint of step {step}",
         lambda: course.is_saved(step, now - course.patience_seconds) and step in course.saved_steps(),
@@ -318,9 +313,8 @@ def make_plan(recipe: Recipe, args: Namespace) -> Plan:
             f"--steps {steps} with --save-every {args.save_every}: at least {least} steps, saved every 1 to "
             f"{STEPS_OF_A_FAULT // 4}, or faults have no room"
         )
-    legal = legal_world_sizes(recipe)
-    world = args.world if args.world is not None else (2 if 2 in legal else legal[0])
-    batch_plan(recipe, world)  # refuses an impossible one
+    world = args.world if args.world is not None else min(2, most_ranks(recipe))
+    batch_plan(recipe, world)  # refuses more ranks than there are lanes
     return Plan(recipe, tuple(by_name[name] for name in names), world, steps, args.save_every)
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for a corpus: links to its shards, of which one can be replaced by a damaged copy."""
+"""A stand-in for corpora: links to their shards, of which one can be replaced by a damaged copy."""
 
 import shutil
 from pathlib import Path
@@ -6,51 +6,62 @@ from pathlib import Path
 import numpy as np
 
 from dstrain.checkpoint.manifest import Manifest
-from dstrain.data.index import read_shard_index, shard_index_path
-from dstrain.data.order import Order
-from dstrain.data.shards import Corpus
+from dstrain.data.index import CORPUS_INDEX_NAME, DIGEST_BLOCK_BYTES
+from dstrain.data.locate import locate
+from dstrain.proof.training_data import TrainingData
 from dstrain.recipe.schema import MaskedLmRecipe
+
+
+def on_linked_corpora(recipe: MaskedLmRecipe, folder: Path) -> MaskedLmRecipe:
+    """The recipe on links to its shards, which lie in a new folder; a sample that cannot be read stops it."""
+    locations = {}
+    for name, source in recipe.data.training_sources.items():
+        link_corpus(source.shards, folder / name)
+        locations[name] = str((folder / name).resolve())
+    changes: dict[str, object] = {"on_bad_sample": "stop"}
+    if recipe.data.sources is None:
+        (changes["train"],) = locations.values()
+    else:
+        changes["sources"] = {
+            name: source.model_copy(update={"shards": locations[name]}) for name, source in recipe.data.sources.items()
+        }
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
 
 
 def link_corpus(location: str, folder: Path) -> None:
     """Link every shard of a location into a new folder, with what is known of them."""
-    corpus = Corpus.open(location)
+    located = locate(location)
     folder.mkdir(parents=True)
-    for number in range(len(corpus.document_counts)):
-        shard = corpus.shard_path(number).resolve()
-        (folder / shard.name).symlink_to(shard)
-        if shard_index_path(shard).exists():
-            (folder / shard_index_path(shard).name).symlink_to(shard_index_path(shard))
+    for shard in (located.path(number).resolve() for number in range(len(located))):
+        for file in shard.parent.glob(f"{shard.name}*"):
+            (folder / file.name).symlink_to(file)
+    index = Path(location) / CORPUS_INDEX_NAME
+    if index.is_file():  # the location is a folder, and all of it is linked
+        (folder / CORPUS_INDEX_NAME).symlink_to(index.resolve())
 
 
 def next_shard(recipe: MaskedLmRecipe, checkpoint: Path) -> Path:
     """The shard that lane 0 reads next after a checkpoint."""
-    corpus, data = Corpus.open(recipe.data.train), recipe.data
-    order = Order(corpus.document_counts, data.lanes, data.seed, data.shuffle_window, "train")
-    epoch, position, _ = Manifest.read(checkpoint).cursors[0]
-    shard, _, _ = next(order.runs(epoch, 0, order.window_of(position)[0]))
-    return corpus.shard_path(shard)
+    manifest = Manifest.read(checkpoint)
+    data = TrainingData.open(recipe, manifest.data_origin)
+    places = data.layout.places(manifest.data_step, np.zeros(1, np.int64))
+    lanes = data.lanes[int(places.sources[0, 0])]
+    slices = lanes.slices(0, int(places.positions[0, 0]), 1)
+    return lanes.corpus.shard_path(int(slices.shard[0]))
 
 
 def damage(shard: Path) -> None:
-    """Replace a linked shard by a copy in which every text, or every token id, is overwritten."""
+    """Replace a linked shard by a copy in which one bit of every block that has a digest is another one."""
     original = shard.resolve()
-    index = read_shard_index(shard) if shard_index_path(shard).exists() else read_shard_index(original)
     shard.unlink()
     shutil.copyfile(original, shard)
-    columns = index.columns
     with shard.open("r+b") as file:
-        if index.summary.kind == "tokens":
-            item = np.dtype(index.summary.dtype).itemsize
-            for first, tokens in zip(columns["ids_offset"], columns["block_tokens"], strict=True):
-                file.seek(int(first))
-                file.write(b"\xff" * (int(tokens) * item))
-        else:
-            for kind in ("txt", "json"):
-                for offset, size in zip(columns[f"{kind}_offset"], columns[f"{kind}_bytes"], strict=True):
-                    if offset >= 0:
-                        file.seek(int(offset))
-                        file.write(b"\xff" * int(size))
+        size = original.stat().st_size
+        for place in range(0, size, DIGEST_BLOCK_BYTES):
+            file.seek(place)
+            (byte,) = file.read(1)
+            file.seek(place)
+            file.write(bytes([byte ^ 1]))
 
 
 def repair(shard: Path, original: Path) -> None:

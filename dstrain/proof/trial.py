@@ -15,9 +15,11 @@ from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.errors import UserError
 from dstrain.launch.local import devices
 from dstrain.launch.run_folder import attempt_folder, next_attempt
+from dstrain.plan.schedule import warmup_steps
+from dstrain.recipe.phases import Phase
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
-from dstrain.train.optim import warmup_steps
+from dstrain.recipe.training import Schedule
 
 POLL_SECONDS = 0.002  # steps of tiny models take hardly longer
 LOG_LINES_SHOWN = 12
@@ -31,26 +33,53 @@ class TrialError(UserError):
 def trial_recipe(recipe: Recipe, steps: int, save_every: int, *, dropout: bool = True) -> Recipe:
     """The recipe cut short: `steps` steps, saved every `save_every`, each one logged, nothing evaluated.
 
-    Checkpoints go into the trial's folder, wherever the recipe has them. A warm-up longer than half of the steps is
-    shortened, or the weights would hardly move.
+    Checkpoints go into the trial's folder, wherever the recipe has them. Phases share the steps, so that a trial comes
+    through all of them. A warm-up longer than half of the steps is shortened, or the weights would hardly move.
     """
-    schedule = recipe.schedule
-    if warmup_steps(schedule, steps) > steps // 2:
-        schedule = schedule.model_copy(update={"warmup_steps": steps // 4, "warmup_fraction": None})
     saving = {"every_steps": save_every, "keep_last": KEEP_ALL, "storage": None}
     changes: dict[str, object] = {
         "train": recipe.train.model_copy(update={"steps": steps, "tokens": None, "epochs": None}),
-        "schedule": schedule,
+        "schedule": _shortened(recipe.schedule, steps),
         "checkpoint": recipe.checkpoint.model_copy(update=saving),
         "evaluate": recipe.evaluate.model_copy(update={"every_steps": None}),
         "log": recipe.log.model_copy(update={"every_steps": 1, "tensorboard": False}),
     }
     if isinstance(recipe, MaskedLmRecipe):
-        changes["data"] = recipe.data.model_copy(update={"valid": None})
+        data: dict[str, object] = {"valid": None, "lanes": recipe.lanes}
+        if recipe.data.sources is not None:
+            sources = recipe.data.sources.items()
+            data["sources"] = {name: source.model_copy(update={"valid": None}) for name, source in sources}
+        changes["data"] = recipe.data.model_copy(update=data)
+        if recipe.phases:
+            changes["train"] = recipe.train
+            changes["phases"] = _shared_steps(recipe.phases, steps)
     if not dropout and recipe.model.config is not None:
         config = recipe.model.config.model_copy(update=dict.fromkeys(dropout_rates(recipe), 0.0))
         changes["model"] = recipe.model.model_copy(update={"config": config})
     return recipe.model_copy(update=changes)
+
+
+def _shortened(schedule: Schedule, steps: int) -> Schedule:
+    if warmup_steps(schedule, steps) <= steps // 2:
+        return schedule
+    return schedule.model_copy(update={"warmup_steps": steps // 4, "warmup_fraction": None})
+
+
+def _shared_steps(phases: Sequence[Phase], steps: int) -> tuple[Phase, ...]:
+    """The phases with about as many steps each; where there are more of them than steps, the first ones."""
+    phases = phases[:steps]
+    ends = [steps * (number + 1) // len(phases) for number in range(len(phases))]
+    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return tuple(
+        phase.model_copy(
+            update={
+                "steps": length,
+                "tokens": None,
+                "schedule": None if phase.schedule is None else _shortened(phase.schedule, length),
+            }
+        )
+        for phase, length in zip(phases, lengths, strict=True)
+    )
 
 
 def dropout_rates(recipe: Recipe) -> dict[str, float]:
@@ -113,6 +142,11 @@ class Trial:
             if ended:
                 raise TrialError(f"{self.run_dir.name}: the run ended before step {step}{self.end_of_log}")
             time.sleep(POLL_SECONDS)
+
+    def newest_step(self) -> int:
+        """The newest step that was made; 0 before the first."""
+        ledger = self.run_dir / LEDGER_NAME
+        return next((entry.step for entry in read_ledger(ledger)), 0) if ledger.exists() else 0
 
     def signal_rank(self, rank: int, number: signal.Signals) -> None:
         """Send a signal to one rank of the newest attempt."""

@@ -2,7 +2,7 @@
 
     whole      steps 1 … N without interruption                                     W ranks
     killed     one rank killed by SIGKILL; the supervisor restarts from the checkpoint   W ranks, to the bit
-    moved      stopped by SIGTERM; the same command again                            W ranks, then V under another stage
+    moved      stopped by SIGTERM; the same command again, and again                 W, V, … ranks, another ZeRO stage
 
 All through the real `dstrain run`, in run folders of their own.
 """
@@ -20,12 +20,14 @@ from pathlib import Path
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, UserError
 from dstrain.launch.local import devices
 from dstrain.plan import batch_plan
-from dstrain.plan.batch import legal_world_sizes
+from dstrain.plan.batch import most_ranks
 from dstrain.proof.distance import Distance, RunDistance, run_distance
+from dstrain.proof.fault_entry import ENTRY, Orders
 from dstrain.proof.trial import Trial, TrialError, dropout_rates, trial_recipe
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 
+_SHORTEST_STEP_SECONDS = 0.25  # of a run that is stopped more than once: tiny models would be through before
 Say = Callable[[str], None]
 
 
@@ -49,9 +51,13 @@ class Plan:
     recipe: Recipe
     steps: int
     stop_at: int
-    world: int
-    then_world: int
+    worlds: tuple[int, ...]  # where a run begins, and where it is resumed, time after time
     then_stage: int
+
+    @property
+    def world(self) -> int:
+        """Ranks that a run begins with."""
+        return self.worlds[0]
 
     @property
     def topology(self) -> str:
@@ -60,8 +66,9 @@ class Plan:
 
     @property
     def then_topology(self) -> str:
-        """Where it is resumed the second time."""
-        return topology(self.then_world, self.then_stage)
+        """Where it is resumed."""
+        *between, last = self.worlds[1:]
+        return " → ".join([*map(str, between), topology(last, self.then_stage)])
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def verify_resume(plan: Plan, folder: Path, say: Say) -> list[Verdict]:
     verdicts = [_judged(plan, kill, plan.topology, run_distance(killed, whole, plan.steps), other_topology=False)]
 
     reference, moved_recipe = whole, recipe
-    dropout = plan.world != plan.then_world and bool(dropout_rates(plan.recipe))
+    dropout = len(set(plan.worlds)) > 1 and bool(dropout_rates(plan.recipe))
     if dropout and plan.recipe.model.config is not None:
         moved_recipe = trial_recipe(plan.recipe, plan.steps, plan.stop_at, dropout=False)
         reference = _whole(moved_recipe, folder / "whole-without-dropout", plan, say)
@@ -113,8 +120,8 @@ def verify_resume(plan: Plan, folder: Path, say: Say) -> list[Verdict]:
 
 
 @contextmanager
-def _trial(recipe: Recipe, run_dir: Path) -> Iterator[Trial]:
-    trial = Trial(recipe, run_dir)
+def _trial(recipe: Recipe, run_dir: Path, entry: str | None = None) -> Iterator[Trial]:
+    trial = Trial(recipe, run_dir, entry)
     try:
         yield trial
     finally:
@@ -144,17 +151,25 @@ def _killed(recipe: Recipe, run_dir: Path, plan: Plan, say: Say) -> tuple[Path, 
 
 def _moved(recipe: Recipe, run_dir: Path, plan: Plan, say: Say) -> tuple[Path, str]:
     say(f"{run_dir.name}: stopped after step {plan.stop_at}, resumed on {plan.then_topology}")
-    with _trial(recipe, run_dir) as trial:
-        trial.start(plan.world)
-        trial.wait_for_step(plan.stop_at, plan.stop_at + 1)
-        trial.stop()
-        trial.finish(expected=EXIT_RESTART_ME)
-        stopped_at = trial.wait_for_step(plan.stop_at, plan.stop_at)
-        if stopped_at == plan.steps:
-            raise TrialError(f"{run_dir.name}: the run was over before it could be stopped; give more --steps")
-        trial.start(plan.then_world, [f"train.zero.stage={plan.then_stage}"])
+    stopped_at = list[int]()
+    Orders(_SHORTEST_STEP_SECONDS).write(run_dir)
+    with _trial(recipe, run_dir, ENTRY) as trial:
+        for world in plan.worlds[:-1]:
+            trial.start(world, _other_stage(plan) if stopped_at else [])
+            saved = stopped_at[-1] if stopped_at else plan.stop_at
+            trial.wait_for_step(saved, saved + 1)
+            trial.stop()
+            trial.finish(expected=EXIT_RESTART_ME)
+            stopped_at.append(trial.newest_step())
+            if stopped_at[-1] == plan.steps:
+                raise TrialError(f"{run_dir.name}: the run was over before it could be stopped; give more --steps")
+        trial.start(plan.worlds[-1], _other_stage(plan))
         trial.finish(expected=EXIT_DONE)
-    return run_dir, f"SIGTERM, saved at step {stopped_at}"
+    return run_dir, f"SIGTERM, saved at step {' and '.join(map(str, stopped_at))}"
+
+
+def _other_stage(plan: Plan) -> list[str]:
+    return [f"train.zero.stage={plan.then_stage}"]
 
 
 # ---------------------------------------------------------------- the judgement
@@ -236,17 +251,31 @@ def make_plan(recipe: Recipe, args: Namespace) -> Plan:
             f"--stop-at {args.stop_at} with --steps {args.steps}: the interruption comes after step 1 at the earliest, "
             f"and two steps before the end at the latest"
         )
-    legal, zero = legal_world_sizes(recipe), recipe.train.zero
-    world = args.world if args.world is not None else (2 if 2 in legal else legal[0])
-    others = [size for size in legal if size != world] or [world]
-    then_world = args.then_world if args.then_world is not None else others[0]
-    for size in (world, then_world):
-        batch_plan(recipe, size)  # refuses an impossible one
+    zero, worlds = recipe.train.zero, chosen_worlds(recipe, args.world, _numbers(args.then_world))
+    for size in worlds:
+        batch_plan(recipe, size)  # refuses more ranks than there are lanes
     then_stage = args.then_stage
     if then_stage is None:
         offloaded = zero.offload_optimizer != "none" or zero.offload_params != "none"
         then_stage = zero.stage if offloaded else {0: 2, 1: 3, 2: 3, 3: 1}[zero.stage]
-    return Plan(recipe, args.steps, args.stop_at, world, then_world, then_stage)
+    return Plan(recipe, args.steps, args.stop_at, worlds, then_stage)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """Of `--then-world 3,1`."""
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"--then-world {text}: give a number of ranks, or several as in 3,1") from None
+
+
+def chosen_worlds(recipe: Recipe, world: int | None, then: list[int] | None) -> tuple[int, ...]:
+    """The numbers of ranks of a moved run, one after another: by default 2 → 3 → 1, as far as there are lanes."""
+    most = most_ranks(recipe)
+    first = min(2, most) if world is None else world
+    if then is None:
+        then = [size for size in (3, 1) if size <= most and size != first] or [first]
+    return (first, *then)
 
 
 def verdicts_text(verdicts: list[Verdict]) -> str:

@@ -12,8 +12,8 @@ from dstrain.recipe.load import LoadedRecipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.source import parse_scalar
 
-# What the model and its optimizer state are, and where a run saves. Of paths it is what lies there that counts, and that
-# is compared with the checkpoint (`checkpoint/identity.py`, and the names and shapes of parameters).
+# What the model and its optimizer state are, and where a run saves. Of a path it is what lies there that counts, and
+# that is compared with the checkpoint (`checkpoint/identity.py`; names and shapes of parameters).
 _FIXED_FOR_A_RUN = frozenset(
     {
         "task",
