@@ -119,7 +119,7 @@ def _run(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command = _add(commands, "run", "dstrain.launch.run:run_command", "train a recipe; goes on where its run folder is")
     _recipe_arguments(command)
     command.add_argument("--on", metavar="PROFILE", help="where: a launch profile (default: this machine, as it is)")
-    command.add_argument("--nodes", metavar="N", help="4, or 2-4 for the most that is legal (default: the profile's)")
+    command.add_argument("--nodes", metavar="N", help="4, or 2-4 for as many as there are (default: the profile's)")
     command.add_argument("--procs-per-node", type=int, metavar="N", help="ranks (default: one for each device, or one)")
     command.add_argument("--run-dir", metavar="DIR", help="the run's folder (default: runs/<name of the recipe>)")
     command.add_argument(

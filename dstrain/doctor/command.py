@@ -29,7 +29,7 @@ from dstrain.doctor.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, li
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.launch import local, slurm
 from dstrain.launch.attempt import run_attempt
-from dstrain.launch.cluster import hosts_of, legal_nodes, listed_hosts, make_cluster, stop_timeout_seconds
+from dstrain.launch.cluster import hosts_of, listed_hosts, make_cluster, stop_timeout_seconds, usable_nodes
 from dstrain.launch.command import Job
 from dstrain.launch.profile import Profile, load_profile, parse_nodes
 from dstrain.launch.progress import RunProgress
@@ -124,7 +124,7 @@ def admit(args: argparse.Namespace, profile: Profile | None) -> Patient:
 def _hosts(
     profile: Profile, recipe: Recipe | None, nodes: tuple[int, int], ranks: int | None, findings: list[Finding]
 ) -> tuple[list[str], int]:
-    """The nodes, and how many ranks each gets; as many nodes as there may be, if no number of them is legal."""
+    """The nodes, and how many ranks each gets; as many nodes as there may be, if those are too many for the recipe."""
     if profile.transport == "local":
         return [socket.gethostname()], ranks or local.devices() or 1
     if profile.transport == "ssh":
@@ -140,7 +140,7 @@ def _hosts(
         raise UserError("procs_per_node is missing; say how many ranks a node gets")
     if recipe is not None:
         try:
-            granted = granted[: legal_nodes(recipe, ranks, nodes[0], len(granted))[-1]]
+            granted = granted[: usable_nodes(recipe, ranks, nodes[0], len(granted))]
         except UserError as error:
             findings.append(_batch_error(error))
     return granted, ranks

@@ -20,7 +20,7 @@ from dstrain.checkpoint.store_owner import owned_store
 from dstrain.doctor.preflight import check_launch
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, EXIT_USER_ERROR, UserError
 from dstrain.launch import evidence, slurm
-from dstrain.launch.cluster import legal_nodes, node_settings, nodes_in_words, stop_timeout_seconds
+from dstrain.launch.cluster import node_settings, nodes_in_words, stop_timeout_seconds, usable_nodes
 from dstrain.launch.code_digest import code_digest
 from dstrain.launch.command import Cluster, Job
 from dstrain.launch.progress import RunProgress
@@ -89,8 +89,8 @@ def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
 
 
 def job_on(submission: Submission, recipe: Recipe, hosts: Sequence[str], seconds_left: float | None) -> Job:
-    """The run on what the allocation has: as many of its nodes as can share a global batch."""
-    count = legal_nodes(recipe, submission.ranks, submission.nodes[0], len(hosts))[-1]
+    """The run on what the allocation has: as many of its nodes as there are rows for."""
+    count = usable_nodes(recipe, submission.ranks, submission.nodes[0], len(hosts))
     profile = submission.profile
     assert profile.slurm is not None
     timings = Timings.read(submission.run_dir)

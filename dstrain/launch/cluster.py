@@ -16,34 +16,30 @@ from dstrain.launch.hostfile import Host, read_hostfile
 from dstrain.launch.node_script import NodeSettings
 from dstrain.launch.profile import Profile
 from dstrain.launch.timings import Timings
-from dstrain.plan import batch_plan, legal_world_sizes
+from dstrain.plan import batch_plan, most_ranks
 from dstrain.recipe.schema import Recipe
 
 SHUTDOWN_TIMEOUT_SECONDS = 600  # from the word to stop to the killing of ranks
 _END_SECONDS = 10.0  # between the last rank's end and that of a job
 
 
-def legal_nodes(recipe: Recipe, ranks_per_node: int, fewest: int, most: int) -> list[int]:
-    """Every number of nodes between the two on which the recipe can be trained, in increasing order.
+def usable_nodes(recipe: Recipe, ranks_per_node: int, fewest: int, most: int) -> int:
+    """The greatest number of nodes between the two on which the recipe can be trained.
 
     Raises:
-        UserError: there is none; names the numbers of ranks that are legal.
+        RecipeError: the fewest already have more ranks than the recipe has rows for.
     """
-    worlds = legal_world_sizes(recipe)
-    nodes = [count for count in range(fewest, most + 1) if count * ranks_per_node in worlds]
-    if not nodes:
-        if fewest == most:
-            batch_plan(recipe, most * ranks_per_node)  # says why, and what is near
-        span = f"{fewest} to {most} nodes of {ranks_per_node} ranks"
-        raise UserError(f"{span} cannot share a global batch; legal numbers of ranks: {', '.join(map(str, worlds))}")
-    return nodes
+    batch_plan(recipe, fewest * ranks_per_node)  # says why
+    return min(most, most_ranks(recipe) // ranks_per_node)
 
 
 def nodes_in_words(asked: tuple[int, int], there: int, used: int) -> str | None:
     """What is said of a range of nodes; None where it is a single number. Pure."""
     fewest, most = asked
-    words = f"nodes {fewest}-{most}, and {there} there: {used} used, the most that can share a global batch"
-    return None if fewest == most else words
+    if fewest == most:
+        return None
+    rest = ", as there are rows for no more" if used < min(most, there) else ""
+    return f"nodes {fewest}-{most}, and {there} there: {used} used{rest}"
 
 
 def hosts_of(profile: Profile, recipe: Recipe, nodes: tuple[int, int], ranks: int | None) -> tuple[list[str], int]:
@@ -51,7 +47,7 @@ def hosts_of(profile: Profile, recipe: Recipe, nodes: tuple[int, int], ranks: in
 
     Args:
         profile: names the host file.
-        recipe: decides which numbers of ranks are legal.
+        recipe: decides how many ranks there may be.
         nodes: fewest and most.
         ranks: of each host; None takes the hosts' slots.
 
@@ -112,7 +108,7 @@ def choose_hosts(
     small = [f"{host.name} has {host.slots}" for host in hosts if host.slots < ranks]
     if small:
         raise UserError(f"--procs-per-node={ranks} is more than some hosts have slots: {', '.join(small)}")
-    count = legal_nodes(recipe, ranks, nodes[0], len(hosts))[-1]
+    count = usable_nodes(recipe, ranks, nodes[0], len(hosts))
     return [host.name for host in hosts[:count]], ranks
 
 

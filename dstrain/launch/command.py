@@ -44,7 +44,7 @@ class Job:
     entry: str = TRAINING  # what each rank calls
     cluster: Cluster | None = None  # None: this machine, in the environment of the command
     ends_unix: float | None = None  # when the scheduler ends it
-    node_counts: tuple[int, ...] = ()  # with how many nodes it may go on when one is lost
+    node_range: tuple[int, int] | None = None  # fewest and most that it may go on with when one is lost
     spare_hosts: tuple[str, ...] = ()  # that may then stand in
     on_hang: Literal["restart", "stop"] = "restart"  # what follows when a rank stands still
     scheduler_job: str | None = None  # the SLURM job that the supervisor runs in
@@ -55,8 +55,9 @@ class Job:
         if self.cluster is None or host not in self.cluster.hosts:
             return None
         left = (*(one for one in self.cluster.hosts if one != host), *self.spare_hosts)
-        most = max((count for count in self.node_counts if count <= len(left)), default=0)
-        if not most:
+        fewest, most = self.node_range or (0, 0)
+        most = min(most, len(left))
+        if most < max(fewest, 1):
             return None
         return replace(self, cluster=replace(self.cluster, hosts=left[:most]), spare_hosts=left[most:])
 

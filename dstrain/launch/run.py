@@ -19,7 +19,6 @@ from dstrain.launch import debugging, local, slurm
 from dstrain.launch.attempt import attempt_plan, channels, redacted_values
 from dstrain.launch.cluster import (
     hosts_of,
-    legal_nodes,
     listed_hosts,
     make_cluster,
     node_settings,
@@ -27,6 +26,7 @@ from dstrain.launch.cluster import (
     spare_hosts,
     stop_timeout_seconds,
     supervisors_python,
+    usable_nodes,
     working_folder,
 )
 from dstrain.launch.code_digest import code_digest
@@ -97,7 +97,7 @@ def _supervise(
     if profile.transport == "ssh":
         job = replace(
             job,
-            node_counts=tuple(legal_nodes(recipe, ranks, nodes[0], len(hosts))),
+            node_range=(nodes[0], len(hosts)),
             spare_hosts=spare_hosts(listed_hosts(profile), hosts, ranks),
         )
     batch = batch_plan(recipe, job.world)
@@ -129,7 +129,6 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
         raise UserError(
             f"{args.on}: procs_per_node is missing; say how many ranks a node gets, its devices cannot be seen"
         )
-    legal = legal_nodes(recipe, ranks, *nodes)
     submission = Submission(
         name=recipe.name,
         run_dir=run_dir,
@@ -137,7 +136,7 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
         profile=profile,
         supervisors_python=supervisors_python(profile),
         ranks=ranks,
-        nodes=(legal[0], legal[-1]),
+        nodes=(nodes[0], usable_nodes(recipe, ranks, *nodes)),
         max_restarts=args.max_restarts,
         code=code_digest(),
         chain=args.chain,

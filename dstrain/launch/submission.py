@@ -42,7 +42,7 @@ class Submission:
     profile: Profile
     supervisors_python: str
     ranks: int  # of each node
-    nodes: tuple[int, int]  # fewest and most, both legal
+    nodes: tuple[int, int]  # fewest and most
     max_restarts: int
     code: str  # digest of the source
     chain: int | None  # how many jobs one after another; None: one that requeues itself

@@ -8,6 +8,12 @@ from dstrain.plan.overview import PhaseNumbers, Plan
 from dstrain.plan.units import quantity
 from dstrain.recipe.schema import MaskedLmRecipe
 
+_HEADS = (
+    *("phase", "first step", "steps", "tokens", "rows", "length", "micro-batches", "used", "masked", "peak rate"),
+    "schedule",
+)
+_LEFT_COLUMNS = (0, 10, 11)  # of words
+
 
 def batch_lines(plan: Plan) -> list[str]:
     """Say how global batches are split, each way once, and how many ranks there may be."""
@@ -31,20 +37,7 @@ def phase_lines(plan: Plan) -> list[str]:
     """Return a table of the phases; none where there is one."""
     if plan.timeline is None or len(plan.phases) == 1:
         return []
-    heads = (
-        "phase",
-        "first step",
-        "steps",
-        "tokens",
-        "rows",
-        "length",
-        "micro-batches",
-        "used",
-        "masked",
-        "rate",
-        "schedule",
-    )
-    rows = [heads, *(_cells(plan, phase) for phase in plan.phases)]
+    rows = [_HEADS, *(_cells(plan, phase) for phase in plan.phases)]
     names = plan.timeline.source_names
     if len(names) > 1:
         shares = [
@@ -53,10 +46,9 @@ def phase_lines(plan: Plan) -> list[str]:
         ]
         rows = [(*row, cell) for row, cell in zip(rows, ("sources", *shares), strict=True)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = {0, 10, 11}  # columns of words
     return [
         "  ".join(
-            f"{cell:{'<' if column in left else '>'}{width}}"
+            f"{cell:{'<' if column in _LEFT_COLUMNS else '>'}{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -66,11 +58,8 @@ def phase_lines(plan: Plan) -> list[str]:
 def _cells(plan: Plan, numbers: PhaseNumbers) -> tuple[str, ...]:
     phase, batch = numbers.plan, numbers.batch
     assert phase is not None, "a timeline has phases"
-    schedule = "of the run" if phase.schedule is None else phase.schedule.name
-    if phase.schedule is not None and (phase.schedule_first_step, phase.schedule_steps) != (
-        phase.first_step,
-        phase.steps,
-    ):
+    schedule = "of the run" if phase.schedule is None else str(phase.schedule.name)
+    if phase.schedule is not None and phase.schedule_first_step != phase.first_step:
         schedule += f", from step {phase.schedule_first_step:,}"
     return (
         phase.name,

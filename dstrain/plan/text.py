@@ -97,7 +97,7 @@ def _flops(plan: Plan) -> list[str]:
 
 
 def _flops_of_phases(plan: Plan) -> list[str]:
-    rows = [("phase", "forward, per token", "executed, per token", "per step", "all its steps")]
+    rows: list[tuple[str, ...]] = [("phase", "forward, per token", "executed, per token", "per step", "all its steps")]
     total = 0.0
     for phase in plan.phases:
         assert phase.plan is not None, "a timeline has phases"

@@ -75,8 +75,8 @@ class MaskedLmData(Section):
 
     Either `train`, or several `sources` by name. A corpus is cut into `lanes` of equally many tokens, which are read
     side by side: each global batch has as many rows of one lane as of any other, so `lanes` divides all of them. A rank
-    reads whole lanes: there may be as many ranks as lanes, or any smaller number. null takes the greatest common divisor
-    of all global batches; where that is more than 1,024, its greatest divisor up to there. Texts are shuffled within
+    reads whole lanes: there may be as many ranks as lanes, or any smaller number. null: the greatest common divisor of
+    all global batches, or its greatest divisor up to 1,024. Texts are shuffled within
     `shuffle_window` blocks of a lane; null: as many as make 4,096 over all lanes, and at least 4. Every global batch
     that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
     """

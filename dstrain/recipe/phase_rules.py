@@ -75,10 +75,10 @@ def _phases(known: Mapping[str, Any]) -> Iterator[_PhaseValues]:
 
 
 def _steps(known: Mapping[str, Any], steps: int | None, tokens: int | None) -> int | None:
-    rows, length = known.get("train.global_batch_rows"), known.get("data.sequence_length")
-    if steps is None and tokens is not None and rows is not None and length is not None:
-        return math.ceil(tokens / (rows * length))
-    return steps
+    if steps is not None or tokens is None:
+        return steps
+    keys = ("train.global_batch_rows", "data.sequence_length")
+    return math.ceil(tokens / math.prod(known[key] for key in keys)) if all(key in known for key in keys) else None
 
 
 def _named(sentence: str, own: Mapping[str, str]) -> str:

@@ -244,11 +244,8 @@ def _type_problem(tree: Node, finding: _Finding, details: ErrorDetails) -> Probl
         names = section_fields(finding.section)
         return Problem(node.place, unknown_key(path, names, all_keys(finding.outer, finding.outer_prefix)))
     if details["loc"][-1] == "[key]":
-        name = details["loc"][-2]
-        rule = "must be a name of letters, digits, - and _ without a point; choose another name"
-        return Problem(
-            _entry(node, str(name)).place if _entry(node, str(name)) else node.place, f"{path}.{name} {rule}"
-        )
+        rule = "must be named by letters, digits, - and _ (a point would begin a key); choose another name"
+        return Problem(node.place, f"{path} {rule}")
     return Problem(node.place, wrong_value(path, node, details))
 
 
