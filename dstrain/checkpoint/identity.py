@@ -167,9 +167,9 @@ def differences(saved: Identity, now: Identity, first_step: int, data_step: int)
         if old is None or new is None:  # the one before it has another length
             break
         where = "" if only_phases else old.words
-        ends = [min(phase.end, data_step) for phase in (old, new)]
-        if old.first_step != new.first_step or ends[0] != ends[1]:
-            lengths = [old.steps, new.steps]
+        done, covered = (int(min(phase.end, data_step)) - max(phase.first_step, first_step) for phase in (old, new))
+        if done != covered:
+            lengths = (old.steps, new.steps) if old.steps != new.steps else (done, covered)  # data goes on in the last
             found.append(Difference("steps" if where else "train.steps", *lengths, where))
             break
         found += [Difference(key, *values, where) for key, values in _changed_keys(old, new)]
@@ -243,7 +243,7 @@ def _only_phase(identity: Identity) -> _Phase:
 def _begun(identity: Identity, first_step: int, data_step: int) -> list[_Phase]:
     """The phases that some of these data steps are of."""
     phases = _phases(identity) if "phases" in identity else []
-    return [phase for phase in phases if phase.first_step < data_step and phase.end > first_step]
+    return [phase for phase in phases if phase.first_step < data_step and phase.end > first_step < data_step]
 
 
 def _changed_keys(old: _Phase, new: _Phase) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder
 from dstrain.data.ledger import LEDGER_NAME, read_ledger
@@ -19,7 +20,7 @@ from dstrain.plan.schedule import warmup_steps
 from dstrain.recipe.phases import Phase
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
-from dstrain.recipe.training import Schedule
+from dstrain.recipe.training import PhaseSchedule, Schedule
 
 POLL_SECONDS = 0.002  # steps of tiny models take hardly longer
 LOG_LINES_SHOWN = 12
@@ -59,8 +60,11 @@ def trial_recipe(recipe: Recipe, steps: int, save_every: int, *, dropout: bool =
     return recipe.model_copy(update=changes)
 
 
-def _shortened(schedule: Schedule, steps: int) -> Schedule:
-    if warmup_steps(schedule, steps) <= steps // 2:
+Scheduled = TypeVar("Scheduled", PhaseSchedule, Schedule)
+
+
+def _shortened(schedule: Scheduled, steps: int) -> Scheduled:
+    if warmup_steps(Schedule(**schedule.model_dump()), steps) <= steps // 2:
         return schedule
     return schedule.model_copy(update={"warmup_steps": steps // 4, "warmup_fraction": None})
 
