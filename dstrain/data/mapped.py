@@ -21,6 +21,7 @@ class BadSample(Exception):
 
     def __init__(self, shard: Path, key: str, reason: str) -> None:
         super().__init__(f"{shard}: sample {key!r}: {reason}")
+        self.key, self.reason = key, reason
 
 
 class MappedShard:

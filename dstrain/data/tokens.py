@@ -3,13 +3,16 @@
 A tokenizer is a folder as Transformers saves it. `tokenizer.json` holds the algorithm, `tokenizer_config.json` (or
 `special_tokens_map.json`) says which token plays which part; bert ([CLS] … [SEP]), roberta (<s> … </s>) and
 modernbert all fit.
+
+A long text is tokenized in segments, so that neither its tokenization nor a slice of it takes more memory or time than
+a segment does. A document's ids are thus the same whether they are read from a text shard or were built into a token
+shard.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,10 @@ from dstrain.errors import CorpusError
 
 ROLE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 FIRST_AND_LAST = (("cls_token", "bos_token"), ("sep_token", "eos_token"))  # around every document, by preference
-BATCH_TEXTS = 1024
+SEGMENT_CHARACTERS = 1 << 16  # of a text, tokenized at a time
+BATCH_SEGMENTS = 1024
+BATCH_CHARACTERS = 1 << 22
+WHITE_SPACE = " \t\r\n"
 WORD_BEGINNINGS = ("Ġ", "Ċ", "ĉ", "č", "▁")  # blanks, as byte-level BPE and SentencePiece write them
 
 
@@ -42,6 +48,7 @@ class DocumentTokenizer:
     mask_id: int | None
     pad_id: int
     digest: str
+    folder: str  # for messages: where it was loaded from
 
     @property
     def cls_id(self) -> int:
@@ -63,14 +70,34 @@ class DocumentTokenizer:
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """The ids of one document, specials included."""
-        return self._document(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._document([self.encode_segment(segment) for segment in segments(text)])
 
     def encode_many(self, texts: Iterable[str]) -> Iterator[NDArray[np.int32]]:
         """The same for many texts, using all cores."""
-        remaining = iter(texts)
-        while batch := list(islice(remaining, BATCH_TEXTS)):
-            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                yield self._document(encoding.ids)
+        document: list[NDArray[np.int32]] = []
+        for batch in segment_batches(numbered_segments(texts), BATCH_CHARACTERS):
+            encodings = self.tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
+            for (_, following), encoding in zip(batch, encodings, strict=True):
+                document.append(np.array(encoding.ids, np.int32))
+                if following == 0:
+                    yield self._document(document)
+                    document = []
+
+    def encode_segment(self, segment: str) -> NDArray[np.int32]:
+        """The ids of a segment of a text, without specials."""
+        return np.array(self.tokenizer.encode(segment, add_special_tokens=False).ids, np.int32)
+
+    def count_segments(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each segment has, without specials."""
+        return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def with_specials(self, counts: Sequence[int]) -> list[int]:
+        """The ids of each segment of a text once specials are in: the first has what begins it, the last its end."""
+        if not any(counts):
+            return list(counts)
+        whole = [len(self.begin) + counts[0], *counts[1:]]
+        whole[-1] += 1
+        return whole
 
     def decode(self, ids: NDArray[np.integer]) -> str:
         """The text of ids, specials shown."""
@@ -95,8 +122,53 @@ class DocumentTokenizer:
             )
         return np.array(sorted(found), np.int64)
 
-    def _document(self, ids: list[int]) -> NDArray[np.int32]:
-        return np.array([*self.begin, *ids, self.sep_id] if ids else [], np.int32)
+    def _document(self, parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+        if not any(map(len, parts)):
+            return np.empty(0, np.int32)
+        return np.concatenate([np.array(self.begin, np.int32), *parts, np.array([self.sep_id], np.int32)])
+
+
+def segments(text: str) -> Iterator[str]:
+    """Cut a text into segments of at most SEGMENT_CHARACTERS, of which a short text is one.
+
+    A cut is made before the last run of white space in the second half of a segment, so that no word is cut and the
+    space that many tokenizers take as a part of the word behind it stays with that word; where there is no white
+    space, after SEGMENT_CHARACTERS.
+    """
+    start = 0
+    while len(text) - start > SEGMENT_CHARACTERS:
+        middle, stop = start + SEGMENT_CHARACTERS // 2, start + SEGMENT_CHARACTERS
+        space = max(text.rfind(character, middle, stop + 1) for character in WHITE_SPACE)
+        if space >= 0:
+            before = len(text[middle:space].rstrip(WHITE_SPACE))
+            stop = middle + before if before else space
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def numbered_segments(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """The segments of all texts, each with how many of its text's segments follow: 0 for the last."""
+    for text in texts:
+        if len(text) <= SEGMENT_CHARACTERS:
+            yield text, 0
+        else:
+            parts = list(segments(text))
+            yield from zip(parts, range(len(parts) - 1, -1, -1), strict=True)
+
+
+def segment_batches(parts: Iterable[tuple[str, int]], batch_characters: int) -> Iterator[list[tuple[str, int]]]:
+    """Segments for one call, so that a machine's cores have enough to do and memory is bounded."""
+    batch: list[tuple[str, int]] = []
+    characters = 0
+    for part in parts:
+        batch.append(part)
+        characters += len(part[0])
+        if len(batch) == BATCH_SEGMENTS or characters >= batch_characters:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def load_document_tokenizer(folder: str | Path, *, text_to_text: bool = False) -> DocumentTokenizer:
@@ -148,6 +220,7 @@ def load_document_tokenizer(folder: str | Path, *, text_to_text: bool = False) -
         mask_id=mask_id,
         pad_id=need("pad_token"),
         digest=_digest(content, ids),
+        folder=str(folder),
     )
 
 

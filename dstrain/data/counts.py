@@ -1,0 +1,285 @@
+"""How many tokens each document of a text shard has, counted once per tokenizer: text is then addressed in tokens.
+
+    train-000000.tar.<key>.tokens.json  per document its tokens; for one that is tokenized in segments (`tokens.py`),
+                                        per segment its tokens and where it begins in the text's UTF-8
+    tokens.<key>.json                   per shard of the folder its digest, tokens and unreadable samples
+
+`<key>` names the tokenizer and the field of the texts. A sample that cannot be read has no tokens, and is listed.
+Several processes that need the same counts share the work without a word: each begins at another shard and takes
+over what it finds counted.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from dstrain.data.index import DIGEST_BYTES
+from dstrain.data.index_file import decode_column, encode_column, read_index_file, write_index_file
+from dstrain.data.locate import Located
+from dstrain.data.mapped import BadSample, MappedShard
+from dstrain.data.tokens import DocumentTokenizer, numbered_segments, segment_batches
+from dstrain.errors import CorpusError
+
+BAD_SAMPLES_LISTED = 20  # of a shard; all are counted
+BATCH_CHARACTERS = 1 << 19  # tokenized by one thread at a time
+DAMAGED = (CorpusError, KeyError, TypeError, ValueError)  # what reading a file of counts then raises
+
+
+@dataclass(frozen=True)
+class LongDocuments:
+    """The documents of a shard that are tokenized in segments, in order.
+
+    Of document `numbers[i]`, the segments `first_segments[i]` … `first_segments[i + 1] - 1` are in the columns
+    `tokens` (special tokens in) and `bytes` (of the text's UTF-8).
+    """
+
+    numbers: NDArray[np.int64]
+    first_segments: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+
+    def of(self, document: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """The tokens and bytes of a document's segments; None for one that is not long."""
+        place = int(np.searchsorted(self.numbers, document))
+        if place == len(self.numbers) or self.numbers[place] != document:
+            return None
+        own = slice(int(self.first_segments[place]), int(self.first_segments[place + 1]))
+        return self.tokens[own], self.bytes[own]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The tokens of a text shard's documents, special tokens in: 0 for an empty text and for an unreadable sample."""
+
+    tokens: NDArray[np.int64]  # of each document
+    long: LongDocuments
+    bad_count: int
+    bad_samples: tuple[tuple[str, str], ...]  # key and reason of the first ones
+
+
+@dataclass(frozen=True)
+class CorpusCounts:
+    """The tokens of text shards. `kept` are the counts, by number of shard, that could not be written beside them."""
+
+    tokens: NDArray[np.int64]  # of each shard
+    bad: NDArray[np.int64]
+    kept: Mapping[int, TokenCounts]
+
+
+class TokenCounter:
+    """Counts tokens with one tokenizer in one field of the texts, and knows where the counts are kept."""
+
+    def __init__(self, tokenizer: DocumentTokenizer, text_field: str) -> None:
+        self._tokenizer, self._text_field = tokenizer, text_field
+        self._head = {"tokenizer": tokenizer.digest, "text_field": text_field}
+        self._key = xxhash.xxh3_64_hexdigest(f"{tokenizer.digest} {text_field}".encode())[:12]
+
+    def counts_path(self, shard: Path) -> Path:
+        """Where the counts of a shard's documents are kept."""
+        return shard.with_name(f"{shard.name}.{self._key}.tokens.json")
+
+    def summary_path(self, folder: Path) -> Path:
+        """Where the counts of a folder's shards are kept."""
+        return folder / f"tokens.{self._key}.json"
+
+    # ------------------------------------------------------------ a shard
+
+    def counts_of(self, mapped: MappedShard) -> TokenCounts | None:
+        """The counts that are kept of a shard, None where there are none of this shard, tokenizer and field."""
+        try:
+            content = read_index_file(self.counts_path(mapped.path))
+            if content["digest"] != mapped.located.summary.digest or self._head.items() - content.items():
+                return None
+            return TokenCounts(
+                decode_column(content["tokens"]),
+                LongDocuments(
+                    decode_column(content["long_documents"]),
+                    np.concatenate([[0], np.cumsum(decode_column(content["long_segments"]))]),
+                    decode_column(content["segment_tokens"]),
+                    decode_column(content["segment_bytes"]),
+                ),
+                content["bad_count"],
+                tuple((key, reason) for key, reason in content["bad_samples"]),
+            )
+        except (FileNotFoundError, *DAMAGED):  # then they are made anew
+            return None
+
+    def _keep(self, mapped: MappedShard, counts: TokenCounts) -> bool:
+        """Write a shard's counts beside it, and say whether that could be done."""
+        content = {
+            "digest": mapped.located.summary.digest,
+            **self._head,
+            "tokens": encode_column(counts.tokens),
+            "long_documents": encode_column(counts.long.numbers),
+            "long_segments": encode_column(np.diff(counts.long.first_segments)),
+            "segment_tokens": encode_column(counts.long.tokens),
+            "segment_bytes": encode_column(counts.long.bytes),
+            "bad_count": counts.bad_count,
+            "bad_samples": counts.bad_samples,
+        }
+        try:
+            write_index_file(self.counts_path(mapped.path), content)
+        except OSError:  # a read-only folder
+            return False
+        return True
+
+    def count(self, mapped: MappedShard) -> TokenCounts:
+        """Tokenize all documents of a shard, with all cores. Raises CorpusError for bytes that are damaged."""
+        bad: list[BadSample] = []
+        tokens: list[int] = []
+        long: list[tuple[int, list[int], list[int]]] = []  # document, tokens and bytes of its segments
+        counts: list[int] = []
+        sizes: list[int] = []
+        for segment, following, count in self._counted(self._texts(mapped, bad)):
+            counts.append(count)
+            sizes.append(len(segment.encode()))
+            if following == 0:
+                counts = self._tokenizer.with_specials(counts)
+                if len(counts) > 1:
+                    long.append((len(tokens), counts, sizes))
+                tokens.append(sum(counts))
+                counts, sizes = [], []
+        return TokenCounts(
+            np.array(tokens, np.int64),
+            LongDocuments(
+                np.array([number for number, _, _ in long], np.int64),
+                np.cumsum([0, *(len(counts) for _, counts, _ in long)], dtype=np.int64),
+                np.array([count for _, counts, _ in long for count in counts], np.int64),
+                np.array([size for _, _, sizes in long for size in sizes], np.int64),
+            ),
+            len(bad),
+            tuple((sample.key, sample.reason) for sample in bad[:BAD_SAMPLES_LISTED]),
+        )
+
+    def _texts(self, mapped: MappedShard, bad: list[BadSample]) -> Iterator[str]:
+        for document in range(mapped.located.summary.documents):
+            try:
+                yield mapped.text(document, self._text_field)
+            except BadSample as sample:
+                bad.append(sample)
+                yield ""
+
+    def _counted(self, texts: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+        """Each segment of the texts with how many of its text follow, and its number of tokens.
+
+        Threads do, for the tokenizer lets go of the interpreter while it works.
+        """
+        threads = len(os.sched_getaffinity(0))
+        batches = segment_batches(numbered_segments(texts), BATCH_CHARACTERS)
+        with ThreadPoolExecutor(threads) as pool:
+            running: deque[tuple[list[tuple[str, int]], Future[list[int]]]] = deque()
+            for batch in batches:
+                running.append((batch, pool.submit(self._tokenizer.count_segments, [text for text, _ in batch])))
+                if len(running) > 2 * threads:
+                    yield from _results(*running.popleft())
+            while running:
+                yield from _results(*running.popleft())
+
+    # ------------------------------------------------------------ many shards
+
+    def count_all(self, located: Located, *, anew: bool = False) -> CorpusCounts:
+        """The tokens of all shards, counted where that was not done before, and kept where the folder can be written.
+
+        Args:
+            located: text shards.
+            anew: count also what was counted before.
+
+        Raises:
+            CorpusError: a shard is damaged.
+        """
+        tokens, bad = np.full(len(located), -1, np.int64), np.zeros(len(located), np.int64)
+        kept: dict[int, TokenCounts] = {}
+        for number, folder in enumerate(located.folders):
+            own = np.flatnonzero(located.folder_numbers == number)
+            summary = _Summary.empty() if anew else self._read_summary(folder)
+            tokens[own], bad[own] = summary.look_up(located.table.digests[own])
+            missing = own[tokens[own] < 0]
+            if not len(missing):
+                continue
+            for shard in _progress(np.roll(missing, os.getpid() % len(missing)).tolist(), "shards: counting tokens"):
+                counts, written = self._obtain(MappedShard(located[shard]), anew)
+                tokens[shard], bad[shard] = counts.tokens.sum(), counts.bad_count
+                if not written:
+                    kept[shard] = counts
+            with suppress(OSError):  # a read-only folder
+                self._write_summary(folder, summary.with_shards(located.table.digests[own], tokens[own], bad[own]))
+        return CorpusCounts(tokens, bad, kept)
+
+    def _obtain(self, mapped: MappedShard, anew: bool) -> tuple[TokenCounts, bool]:
+        """A shard's counts, and whether they are kept beside it."""
+        counts = None if anew else self.counts_of(mapped)
+        if counts is not None:
+            return counts, True
+        counts = self.count(mapped)
+        return counts, self._keep(mapped, counts)
+
+    def _read_summary(self, folder: Path) -> "_Summary":
+        try:
+            content = read_index_file(self.summary_path(folder))
+            if self._head.items() - content.items():
+                return _Summary.empty()
+            digests = np.frombuffer(bytes.fromhex(content["digests"]), np.uint8).reshape(-1, DIGEST_BYTES)
+            return _Summary(digests, decode_column(content["tokens"]), decode_column(content["bad"]))
+        except (FileNotFoundError, *DAMAGED):
+            return _Summary.empty()
+
+    def _write_summary(self, folder: Path, summary: "_Summary") -> None:
+        columns = {"tokens": encode_column(summary.tokens), "bad": encode_column(summary.bad)}
+        content = {**self._head, "digests": summary.digests.tobytes().hex(), **columns}
+        write_index_file(self.summary_path(folder), content)
+
+
+def _results(batch: list[tuple[str, int]], counts: "Future[list[int]]") -> Iterator[tuple[str, int, int]]:
+    for (segment, following), count in zip(batch, counts.result(), strict=True):
+        yield segment, following, count
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """Tokens and unreadable samples of shards by their digests: whatever their names, and whichever are asked for."""
+
+    digests: NDArray[np.uint8]  # (N, DIGEST_BYTES), in the order of their bytes
+    tokens: NDArray[np.int64]
+    bad: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls) -> "_Summary":
+        return cls(np.empty((0, DIGEST_BYTES), np.uint8), np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def look_up(self, digests: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens and unreadable samples of shards; -1 tokens where nothing is known."""
+        if not len(self.digests):
+            return np.full(len(digests), -1), np.zeros(len(digests), np.int64)
+        places = np.searchsorted(_sortable(self.digests), _sortable(digests)).clip(max=len(self.digests) - 1)
+        known = (self.digests[places] == digests).all(1)
+        return np.where(known, self.tokens[places], -1), np.where(known, self.bad[places], 0)
+
+    def with_shards(self, digests: NDArray[np.uint8], tokens: NDArray[np.int64], bad: NDArray[np.int64]) -> "_Summary":
+        """This and some more shards."""
+        digests = np.concatenate([self.digests, digests])
+        _, first = np.unique(_sortable(digests), return_index=True)
+        return _Summary(
+            digests[first], np.concatenate([self.tokens, tokens])[first], np.concatenate([self.bad, bad])[first]
+        )
+
+
+def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.void]:
+    """Rows of bytes as single values, which numpy orders by their bytes."""
+    return np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")[:, 0]
+
+
+def _progress(items: Iterable[int], what: str) -> Iterable[int]:
+    """A bar on the terminal; nothing where there is none."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(items, what, console=console, transient=True, disable=not console.is_terminal)
