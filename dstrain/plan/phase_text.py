@@ -12,7 +12,7 @@ _HEADS = (
     *("phase", "first step", "steps", "tokens", "rows", "length", "micro-batches", "used", "masked", "peak rate"),
     "schedule",
 )
-_LEFT_COLUMNS = (0, 10, 11)  # of words
+_LEFT_COLUMNS = (0, 10, 11, 12)  # of words
 
 
 def batch_lines(plan: Plan) -> list[str]:
@@ -38,13 +38,16 @@ def phase_lines(plan: Plan) -> list[str]:
     if plan.timeline is None or len(plan.phases) == 1:
         return []
     rows = [_HEADS, *(_cells(plan, phase) for phase in plan.phases)]
-    names = plan.timeline.source_names
+    names, phases = plan.timeline.source_names, plan.timeline.phases
     if len(names) > 1:
         shares = [
             ", ".join(f"{name} {share:.3g}" for name, share in zip(names, phase.weights, strict=True) if share)
-            for phase in plan.timeline.phases
+            for phase in phases
         ]
         rows = [(*row, cell) for row, cell in zip(rows, ("sources", *shares), strict=True)]
+    if any(phase.rope for phase in phases):
+        changes = [", ".join(f"{key} {value:g}" for key, value in phase.rope.items()) for phase in phases]
+        rows = [(*row, cell) for row, cell in zip(rows, ("model", *changes), strict=True)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -72,7 +75,7 @@ def _cells(plan: Plan, numbers: PhaseNumbers) -> tuple[str, ...]:
         f"{100 * batch.used:.0f} %",
         " → ".join(f"{rate:g}" for rate in dict.fromkeys(phase.masking_rate)),
         f"{phase.learning_rate:g}",
-        schedule + "".join(f", {key} {value:g}" for key, value in phase.rope.items()),
+        schedule,
     )
 
 

@@ -7,9 +7,11 @@ phase in which a source is exhausted and dropped becomes two, the second without
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dstrain.recipe.data import SINGLE_SOURCE, MaskingRamp, Source, masking_rates
@@ -151,7 +153,7 @@ def make_timeline(recipe: Recipe, corpus_tokens: Mapping[str, int] | int | None)
         for phase in phases
     )
     timeline = Timeline(phases, total, lanes, tuple(sources), sizes, ())
-    epochs = _notes_of_epochs(timeline, sources) if isinstance(recipe, MaskedLmRecipe) else ()
+    epochs = _notes_of_epochs(timeline, sources, recipe.tokenizer) if isinstance(recipe, MaskedLmRecipe) else ()
     return replace(timeline, notes=(*notes, *epochs))
 
 
@@ -409,15 +411,18 @@ def _mixture(weights: tuple[float, ...], lanes: int) -> "Mixture":
     return Mixture(weights, lanes)
 
 
-def _notes_of_epochs(timeline: Timeline, sources: Mapping[str, Source]) -> Iterator[str]:
+def _notes_of_epochs(timeline: Timeline, sources: Mapping[str, Source], tokenizer: str) -> Iterator[str]:
     """Say of each source how often it is read, or how its tokens are counted where nobody did so."""
     for number, (name, source) in enumerate(sources.items()):
         epochs = timeline.epochs(number, timeline.total_steps)
         if epochs is not None:
             yield f"{name}: {epochs:.1f} epochs" if epochs >= 0.1 else f"{name}: {epochs:.2g} epochs"
             continue
-        ends = f", and where it ends (when_exhausted: {source.when_exhausted})" * (source.when_exhausted != "repeat")
-        yield (
-            f"{name}: how many epochs{ends} is not known until its tokens are counted: "
-            f"`dstrain shards index {source.shards} --tokenizer DIR`"
-        )
+        ends = ", and at which step it ends," if source.when_exhausted != "repeat" else ""
+        command = _index_command(source.shards, tokenizer)
+        yield f"{name}: how many epochs{ends} is not known until its tokens are counted: `{command}`"
+
+
+def _index_command(shards: str, tokenizer: str) -> str:
+    folder = Path(shards) if not set(shards) & set("*?[{") and not shards.endswith(".tar") else Path(shards).parent
+    return shlex.join(["dstrain", "shards", "index", str(folder), "--tokenizer", tokenizer])
