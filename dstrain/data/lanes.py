@@ -80,26 +80,28 @@ class SourceLanes:
         Raises:
             CorpusError: a shard cannot be read, or its bytes are not those that were indexed.
         """
-        corpus, number, shard = self.corpus, -1, None
+        corpus, number = self.corpus, -1
         while tokens:
-            window = self._window(lane, position)
+            window = self._windows.get(lane)
+            if window is None or window.position != position or position == window.last:
+                window = self._window(lane, position)
             index, read = window.index, window.read
-            lengths, starts, shards, count = window.lengths, window.starts, window.shards, len(window.lengths)
-            left = tokens
-            while left and index < count:
+            lengths, starts, shards, left = window.lengths, window.starts, window.shards, tokens
+            for index in range(window.index, len(lengths)):
                 if shards[index] != number:
                     number = shards[index]
                     shard = corpus.shard(number)
                 length = lengths[index] - read
-                assert shard is not None
                 if length > left:
                     slices.append(shard.read(starts[index] + read, left))
-                    read += left
-                    left = 0
-                else:
-                    slices.append(shard.read(starts[index] + read, length))
-                    left -= length
-                    index, read = index + 1, 0
+                    read, left = read + left, 0
+                    break
+                slices.append(shard.read(starts[index] + read, length))
+                left -= length
+                read = 0
+                if not left:
+                    index += 1
+                    break
             position += tokens - left
             window.index, window.read, window.position = index, read, position
             tokens = left

@@ -163,12 +163,10 @@ class Layout:
         Yields:
             What of them is in a row, in the order of the line; epoch after epoch.
         """
-        line, epoch = lanes.line, 0
-        phase = self.phase_at(max(steps - 1, self.spec.first_step))
-        read = phase.tokens_until(max(steps, phase.spec.first_step))[source]  # by each lane
-        while any(line.epoch_start(lane, epoch) < int(read[lane]) for lane in (0, self.spec.lanes - 1)) or any(
-            line.epoch_start(lane, epoch) < int(tokens) for lane, tokens in enumerate(read)
-        ):
+        line, end = lanes.line, max(steps, self.spec.first_step)
+        read = self.phase_at(end).tokens_until(end)[source].tolist()  # of each lane's life
+        epochs = 1 + max((line.epoch_of(lane, tokens - 1) for lane, tokens in enumerate(read) if tokens), default=-1)
+        for epoch in range(epochs):
             for window, begin, stop in line.windows_of(first, last, epoch):
                 slices, firsts = lanes.window_slices(window)
                 ends = np.cumsum(slices.length)
@@ -176,7 +174,6 @@ class Layout:
                     low, high = max(begin, int(firsts[index])), min(stop, int(firsts[index] + slices.length[index]))
                     position = window.life + int(ends[index] - slices.length[index]) + low - int(firsts[index])
                     yield from self._spans(source, window.lane, position, low, high - low, steps)
-            epoch += 1
 
     def _spans(self, source: int, lane: int, position: int, line: int, tokens: int, steps: int) -> Iterator[RowSpan]:
         """The rows that hold `tokens` tokens from a position of the life of a source's lane on."""

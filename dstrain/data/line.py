@@ -28,6 +28,8 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 12, 1 << 20  # tokens
 FEWEST_BLOCKS = 4  # of a corpus, where it has tokens for it: or no two epochs would differ
 WINDOW_BLOCKS = 4096  # shuffled together over all lanes, by default
 FEWEST_WINDOW_BLOCKS = 4  # of a lane, by default
+MOST_KEPT = 1 << 16  # blocks whose order is kept
+EPOCHS_KEPT = 3  # lanes cross the end of an epoch at different times
 
 
 def default_block_tokens(tokens: int, documents: int) -> int:
@@ -83,6 +85,7 @@ class Line:
         self.block_tokens, self.window_blocks = block_tokens, window_blocks
         self._key = key
         self.full_blocks, self._rest = divmod(tokens, block_tokens)
+        self._orders: dict[int, NDArray[np.int64]] = {}
 
     @property
     def blocks(self) -> int:
@@ -148,8 +151,21 @@ class Line:
         of_full = np.where(is_rest, 0, slots - ((slots > rest_slot) & (self._rest > 0)))
         if not self.full_blocks:
             return np.zeros(len(slots), np.int64)
-        blocks = permute(of_full, self.full_blocks, self._block_key(epoch))
+        if self.full_blocks <= MOST_KEPT:
+            blocks = self._block_order(epoch)[of_full]
+        else:
+            blocks = permute(of_full, self.full_blocks, self._block_key(epoch))
         return np.where(is_rest, self.full_blocks, blocks)
+
+    def _block_order(self, epoch: int) -> NDArray[np.int64]:
+        """All full blocks in the order of an epoch: of few blocks, looking one up is cheaper than computing it."""
+        order = self._orders.get(epoch)
+        if order is None:
+            if len(self._orders) == EPOCHS_KEPT:
+                self._orders.pop(min(self._orders))
+            order = permute(np.arange(self.full_blocks), self.full_blocks, self._block_key(epoch))
+            self._orders[epoch] = order
+        return order
 
     def _block_key(self, epoch: int) -> np.uint64:
         return stream_key(*self._key, "blocks", epoch)
