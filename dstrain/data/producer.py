@@ -63,6 +63,8 @@ def open_source(spec: StreamSpec, source: SourceSpec, tokenizer: StreamTokenizer
         source.location,
         text_field=spec.text_field,
         tokenizer=tokenizer.tokenizer,
+        on_bad_sample=spec.on_bad_sample,
+        max_bad_samples=spec.max_bad_samples,
     )
     if corpus.largest_id >= tokenizer.vocabulary.size:
         raise CorpusError(
