@@ -2,6 +2,8 @@
 
 import json
 import mmap
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -154,10 +156,11 @@ class MappedShard:
         return text
 
     def _bad(self, document: int, reason: str) -> BadSample:
-        return BadSample(self.path, self.keys()[document], reason)
+        return BadSample(self.path, self.keys[document], reason)
 
+    @cached_property
     def keys(self) -> tuple[str, ...]:
-        """The keys of all samples. Read again from the index: keys are for people, and take memory."""
+        """The keys of all samples. Read again from the index when asked for: keys are for people, and take memory."""
         return _index_of(self.located).keys
 
 
@@ -169,7 +172,8 @@ def _index_of(located: LocatedShard) -> ShardIndex:
         index = read_shard_index(located.path)
     except FileNotFoundError:
         index, _ = scan_and_keep(located.path)
-    if index.summary != located.summary:
+    # The name does not count: a shard that was renamed together with its index is the same shard.
+    if replace(index.summary, name=located.summary.name) != located.summary:
         raise CorpusError(
             f"{located.path}: its own index and the folder's index.json disagree; {index_remedy(located.path.parent)}"
         )
