@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dstrain.data.index import REINDEX, ShardIndex, read_shard_index, shard_index_path
+from dstrain.data.index import ShardIndex, read_shard_index, shard_index_path
+from dstrain.data.index_file import index_remedy
 from dstrain.data.locate import FolderListing, LocatedShard, locate, select
+from dstrain.data.mapped import BadSample, MappedShard
 from dstrain.data.scan import scan_shard
-from dstrain.data.shards import BadSample, OpenShard
 from dstrain.errors import CorpusError
 
 
@@ -52,40 +53,44 @@ def check_corpus(location: str, text_field: str) -> CheckReport:
 
 
 def _scan(listing: FolderListing, name: str) -> ShardIndex:
-    if name not in listing.sizes:
-        raise CorpusError(f"{listing.folder / name}: the shard is missing; bring it back, or {REINDEX} to leave it out")
+    if not listing.has(name):
+        raise CorpusError(
+            f"{listing.folder / name}: the shard is missing; bring it back, or {index_remedy(listing.folder)} to leave "
+            "it out"
+        )
     return scan_shard(listing.folder / name)
 
 
 def _differences(listing: FolderListing, index: ShardIndex) -> Iterator[str]:
     """Where the indexes on disk say something else than the shard."""
-    path = listing.folder / index.summary.name
-    if listing.listed is not None:
-        listed = listing.listed.get(path.name)
-        if listed is None:
-            yield f"{path}: not in index.json; {REINDEX} to take it in"
-        elif listed.digest != index.summary.digest:
-            yield f"{path}: its content is not what index.json says; copy it again, or {REINDEX} if the change is meant"
-    if shard_index_path(path).name not in listing.sizes:
-        return
+    path, remedy = listing.folder / index.summary.name, index_remedy(listing.folder)
+    if listing.index is not None:
+        number = listing.numbers.get(path.name)
+        if number is None:
+            yield f"{path}: not in index.json; {remedy} to take it in"
+        elif listing.index.shards[number].digest != index.summary.digest:
+            yield f"{path}: its content is not what index.json says; copy it again, or {remedy} if the change is meant"
     try:
         written = read_shard_index(path)
+    except FileNotFoundError:
+        return
     except CorpusError as error:
         yield str(error)
         return
     same_columns = written.columns.keys() == index.columns.keys() and all(
         np.array_equal(values, written.columns[name]) for name, values in index.columns.items()
     )
-    if written.summary.digest != index.summary.digest or written.keys != index.keys or not same_columns:
-        yield f"{shard_index_path(path)}: is not the index of this shard; {REINDEX}"
+    same_bytes = (written.summary, written.block_digests) == (index.summary, index.block_digests)
+    if not (same_bytes and same_columns and written.joined_keys == index.joined_keys):
+        yield f"{shard_index_path(path)}: is not the index of this shard; {remedy}"
 
 
 def _unreadable_samples(listing: FolderListing, index: ShardIndex, text_field: str) -> Iterator[str]:
     if index.summary.kind == "tokens":
         return  # the scan has read all of them
-    shard = OpenShard(LocatedShard(listing.folder / index.summary.name, index.summary, index), text_field)
+    shard = MappedShard(LocatedShard(listing.folder / index.summary.name, index.summary, index))
     for document in range(index.summary.documents):
         try:
-            shard.text(document)
+            shard.text(document, text_field)
         except BadSample as bad:
             yield f"{bad}; repair or remove the sample, or train with data.on_bad_sample: skip"

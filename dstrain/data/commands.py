@@ -2,24 +2,26 @@
 
 import hashlib
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from dstrain.data.check import check_corpus
-from dstrain.data.index import CorpusIndex, ShardIndex, total_tokens, write_corpus_index, write_shard_index
-from dstrain.data.locate import FolderListing, LocatedShard
+from dstrain.data.counts import TokenCounter
+from dstrain.data.index import CorpusIndex, ShardTable, read_corpus_index, write_corpus_index, write_shard_index
+from dstrain.data.locate import FolderListing, locate
 from dstrain.data.scan import scan_shard
-from dstrain.data.shards import BadSample, Corpus, OpenShard
+from dstrain.data.shards import BadSample, Corpus
 from dstrain.data.sources import read_texts, source_files
+from dstrain.data.terminal import with_progress
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.data.writer import write_text_shards, write_token_shards
 from dstrain.errors import EXIT_DONE, CorpusError
 
-T = TypeVar("T")
 PROBLEMS_SHOWN = 20  # a wrong --field would fill the screen thousands of times over
 
 
@@ -30,20 +32,20 @@ def build_command(args: Namespace) -> int:
     if not 0 <= args.valid_fraction < 1:
         raise CorpusError(f"--valid-fraction {args.valid_fraction} is not a share; give a number from 0 up to 1")
     files = source_files(args.sources)
-    encoder = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
+    tokenizer = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
     out = Path(args.out)
     if args.valid_fraction == 0:
-        _build(args, files, encoder, out, "train", None)
+        _build(args, files, tokenizer, out, "train", None)
     else:
-        _build(args, files, encoder, out / "train", "train", False)
-        _build(args, files, encoder, out / "valid", "valid", True)
+        _build(args, files, tokenizer, out / "train", "train", False)
+        _build(args, files, tokenizer, out / "valid", "valid", True)
     return EXIT_DONE
 
 
 def _build(
     args: Namespace,
     files: list[Path],
-    encoder: DocumentTokenizer | None,
+    tokenizer: DocumentTokenizer | None,
     folder: Path,
     prefix: str,
     held_out: bool | None,
@@ -54,21 +56,21 @@ def _build(
         for text in read_texts(files, args.field)
         if held_out is None or is_held_out(text, args.valid_fraction, args.seed) == held_out
     )
-    texts = _progress(texts, f"{prefix} documents")
+    texts = with_progress(texts, f"{prefix} documents")
     shard_bytes = int(args.shard_mb * 2**20)
-    if encoder is None:
+    if tokenizer is None:
         index = write_text_shards(folder, texts, prefix=prefix, shard_bytes=shard_bytes)
     else:
         index = write_token_shards(
             folder,
-            encoder.encode_many(texts),
-            vocab_size=encoder.vocab_size,
-            tokenizer=encoder.digest,
+            tokenizer.encode_many(texts),
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.digest,
             prefix=prefix,
             shard_bytes=shard_bytes,
             block_documents=args.docs_per_block,
         )
-    print(f"{_sizes(index)} → {folder}")
+    print(f"{_sizes(index, None if tokenizer is None else int(index.shards.tokens.sum()))} → {folder}")
 
 
 def is_held_out(text: str, valid_fraction: float, seed: int) -> bool:
@@ -82,46 +84,60 @@ def index_command(args: Namespace) -> int:
     folder = Path(args.path)
     if not folder.is_dir():
         raise CorpusError(f"{args.path}: not a folder; give the folder of the shards")
-    encoder = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
-    index = index_folder(folder, encoder, args.field)
-    print(f"{_sizes(index)} indexed in {folder}")
+    tokenizer = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
+    index = index_folder(folder, tokenizer)
+    tokens = int(index.shards.tokens.sum()) or None
+    if tokenizer is not None and not index.shards.types.any():
+        TokenCounter(tokenizer, args.field).count_all(locate(str(folder)), anew=True)
+        corpus = Corpus.open(str(folder), text_field=args.field, tokenizer=tokenizer, on_bad_sample="skip")
+        tokens = corpus.total_tokens
+        _warn_of_bad_samples(corpus)
+    print(f"{_sizes(index, tokens)} indexed in {folder}")
     return EXIT_DONE
 
 
-def index_folder(folder: Path, encoder: DocumentTokenizer | None, text_field: str) -> CorpusIndex:
-    """Index every shard of a folder and the folder itself. With a tokenizer, the tokens of texts are counted as well.
+def _warn_of_bad_samples(corpus: Corpus) -> None:
+    if corpus.bad_sample_count:
+        print(f"{corpus.bad_sample_count:,} samples cannot be read and have no tokens, among them:", file=sys.stderr)
+        print("\n".join(corpus.bad_samples), file=sys.stderr)
 
-    Token shards are noted as made by it. Raises CorpusError when there are no shards or the folder cannot be written.
+
+def index_folder(folder: Path, tokenizer: DocumentTokenizer | None) -> CorpusIndex:
+    """Index every shard of a folder and the folder itself.
+
+    Token shards are noted as made by `tokenizer`; without one, as made by what was known of the same shards. Raises
+    CorpusError when there are no shards, when they are not this tokenizer's, or when the folder cannot be written.
     """
-    # A damaged index.json is what this is to repair, so it is not read.
+    # A damaged index.json is what this is to repair, so it is not relied on.
     names = FolderListing(folder, read_index=False).matching("*.tar")
     summaries = []
     try:
-        for name in _progress(names, "shards"):
+        for name in with_progress(names, "shards"):
             index = scan_shard(folder / name)
-            if encoder is not None and index.summary.kind == "text":
-                index = _count_tokens(folder / name, index, encoder, text_field)
             write_shard_index(folder / name, index)
             summaries.append(index.summary)
-        corpus_index = CorpusIndex(tuple(summaries), encoder.digest if encoder else None)
+        table = ShardTable.of(summaries)
+        largest_id = int(table.max_ids.max())
+        if tokenizer is not None and largest_id >= tokenizer.vocab_size:
+            raise CorpusError(
+                f"{folder}: holds token id {largest_id}, but {tokenizer.folder} has {tokenizer.vocab_size} tokens; "
+                "give the tokenizer that made the shards"
+            )
+        made_by = tokenizer.digest if tokenizer is not None else _known_tokenizer(folder, table)
+        corpus_index = CorpusIndex(table, made_by if table.types.any() else None)
         write_corpus_index(folder, corpus_index)
     except OSError as error:
         raise CorpusError(f"{folder}: the indexes cannot be written ({error}); make the folder writable") from error
     return corpus_index
 
 
-def _count_tokens(path: Path, index: ShardIndex, encoder: DocumentTokenizer, text_field: str) -> ShardIndex:
-    shard = OpenShard(LocatedShard(path, index.summary, index), text_field)
-
-    def texts() -> Iterator[str]:
-        for document in range(index.summary.documents):
-            try:
-                yield shard.text(document)
-            except BadSample as bad:
-                raise CorpusError(f"{bad}; repair or remove the sample, or index without --tokenizer") from bad
-
-    tokens = sum(len(document) for document in encoder.encode_many(texts()))
-    return replace(index, summary=replace(index.summary, tokens=tokens))
+def _known_tokenizer(folder: Path, table: ShardTable) -> str | None:
+    """What an earlier index of the same shards says that their ids were made by."""
+    try:
+        known = read_corpus_index(folder)
+    except CorpusError:
+        return None
+    return known.tokenizer if known is not None and known.shards.digest == table.digest else None
 
 
 def check_command(args: Namespace) -> int:
@@ -141,21 +157,22 @@ def check_command(args: Namespace) -> int:
 
 def cat_command(args: Namespace) -> int:
     """`dstrain shards cat`: print the first documents, as text or as token ids."""
-    encoder = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
     corpus = Corpus.open(args.path, text_field=args.field)
+    tokenizer = load_document_tokenizer(args.tokenizer) if args.tokenizer is not None else None
+    mapped_shard = lru_cache(maxsize=1)(corpus.mapped_shard)
     for shard, document in islice(_places(corpus), args.n):
-        opened = corpus.shard(shard)
         place: dict[str, object] = {"shard": corpus.shard_path(shard).name, "document": document}
         if corpus.kind == "text":
-            place["key"] = opened.key(document)
+            mapped = mapped_shard(shard)
+            place["key"] = mapped.keys[document]
             try:
-                content: object = opened.text(document)
+                content: object = mapped.text(document, args.field)
             except BadSample as bad:
                 raise CorpusError(f"{bad}; repair or remove the sample") from bad
         else:
-            ids = corpus.document(shard, document)
+            ids = corpus.shard(shard).read_document(document)
             place["tokens"] = len(ids)
-            content = encoder.decode(ids) if encoder is not None else ids.tolist()
+            content = tokenizer.decode(ids) if tokenizer is not None else ids.tolist()
         if args.json:
             print(json.dumps({**place, "content": content}, ensure_ascii=False))
         else:
@@ -169,17 +186,6 @@ def _places(corpus: Corpus) -> Iterator[tuple[int, int]]:
         yield from ((shard, document) for document in range(documents))
 
 
-def _sizes(index: CorpusIndex) -> str:
-    tokens = total_tokens(index.shards)
+def _sizes(index: CorpusIndex, tokens: int | None) -> str:
     counted = "" if tokens is None else f", {tokens:,} tokens"
-    return f"{sum(shard.documents for shard in index.shards):,} documents{counted} in {len(index.shards):,} shards"
-
-
-def _progress(items: Iterable[T], what: str) -> Iterable[T]:
-    """A counter on the terminal; nothing where there is none."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(
-        items, what, console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal
-    )
+    return f"{int(index.shards.documents.sum()):,} documents{counted} in {len(index.shards):,} shards"

@@ -25,6 +25,7 @@ from dstrain.data.index import DIGEST_BYTES
 from dstrain.data.index_file import decode_column, encode_column, read_index_file, write_index_file
 from dstrain.data.locate import Located
 from dstrain.data.mapped import BadSample, MappedShard
+from dstrain.data.terminal import with_progress
 from dstrain.data.tokens import DocumentTokenizer, numbered_segments, segment_batches
 from dstrain.errors import CorpusError
 
@@ -204,7 +205,9 @@ class TokenCounter:
             missing = own[tokens[own] < 0]
             if not len(missing):
                 continue
-            for shard in _progress(np.roll(missing, os.getpid() % len(missing)).tolist(), "shards: counting tokens"):
+            for shard in with_progress(
+                np.roll(missing, os.getpid() % len(missing)).tolist(), "shards: counting tokens"
+            ):
                 counts, written = self._obtain(MappedShard(located[shard]), anew)
                 tokens[shard], bad[shard] = counts.tokens.sum(), counts.bad_count
                 if not written:
@@ -274,12 +277,3 @@ class _Summary:
 def _sortable(digests: NDArray[np.uint8]) -> NDArray[np.void]:
     """Rows of bytes as single values, which numpy orders by their bytes."""
     return np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}")[:, 0]
-
-
-def _progress(items: Iterable[int], what: str) -> Iterable[int]:
-    """A bar on the terminal; nothing where there is none."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(items, what, console=console, transient=True, disable=not console.is_terminal)

@@ -9,8 +9,9 @@ kept beside them where the folder can be written.
 import contextlib
 import fnmatch
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def locate(location: str) -> Located:
 def locate_shard(shard: Path) -> LocatedShard:
     """One shard by its path, without a look at what else is in its folder. Raises CorpusError."""
     if (shard.parent / UNFINISHED_NAME).exists():
-        raise _unfinished(shard.parent)
+        raise unfinished_build(shard.parent)
     return _from_own_index(shard)
 
 
@@ -171,7 +172,7 @@ class FolderListing:
                 elif name.endswith(COMPRESSED_SUFFIXES):
                     self._compressed.append(name)
                 elif name == UNFINISHED_NAME:
-                    raise _unfinished(folder)
+                    raise unfinished_build(folder)
         shards.sort()
         self._shards: list[str] | None = shards
         if self.index is not None and self.index.shards.names.joined == os.fsencode("\n".join([*shards, ""])):
@@ -254,17 +255,19 @@ class FolderListing:
         return Located(table, (self.folder,), np.zeros(len(table), np.int64), indexes, tokenizer)
 
 
-def _unfinished(folder: Path) -> CorpusError:
+def unfinished_build(folder: Path) -> CorpusError:
+    """The error of a folder that `shards build` has marked."""
     return CorpusError(
         f"{folder}: an unfinished build: `dstrain shards build` was stopped before it ended, or is still at work; "
-        f"wait for it, or remove the folder and build again"
+        f"wait for it, or remove what it wrote with `rm -r {shlex.quote(str(folder))}` and build again"
     )
 
 
 def _from_own_index(shard: Path) -> LocatedShard:
     """A shard by the index beside it, which is made if need be."""
     try:
-        return LocatedShard(shard, read_shard_index(shard).summary, None)
+        summary = read_shard_index(shard).summary
+        return LocatedShard(shard, replace(summary, name=shard.name), None)  # both may have been renamed
     except FileNotFoundError:
         index, written = scan_and_keep(shard)
         return LocatedShard(shard, index.summary, None if written else index)

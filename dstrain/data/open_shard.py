@@ -155,11 +155,11 @@ class TokenShard(OpenShard):
     def sample(self, document: int) -> tuple[str, int | None]:
         """The block's key, and the document's number in it."""
         block = _holder(self._first_documents, document)
-        return self.mapped.keys()[block], document - int(self._first_documents[block])
+        return self.mapped.keys[block], document - int(self._first_documents[block])
 
     def documents_of(self, key: str) -> range:
         """All documents of a block."""
-        keys = self.mapped.keys()
+        keys = self.mapped.keys
         if key not in keys:
             return range(0)
         block = keys.index(key)
@@ -233,11 +233,11 @@ class TextShard(OpenShard):
 
     def sample(self, document: int) -> tuple[str, int | None]:
         """The sample's key."""
-        return self.mapped.keys()[document], None
+        return self.mapped.keys[document], None
 
     def documents_of(self, key: str) -> range:
         """The one document of a sample."""
-        keys = self.mapped.keys()
+        keys = self.mapped.keys
         return range(keys.index(key), keys.index(key) + 1) if key in keys else range(0)
 
     def _ends(self, block: int) -> NDArray[np.int64]:
@@ -287,7 +287,7 @@ class TextShard(OpenShard):
     def _disagreement(self, document: int, reason: str) -> CorpusError:
         remedy = index_remedy(self.mapped.path.parent, tokenizer=self._tokenizer.folder)
         return CorpusError(
-            f"{self.mapped.path}: sample {self.mapped.keys()[document]!r} is not what was counted ({reason}): the "
+            f"{self.mapped.path}: sample {self.mapped.keys[document]!r} is not what was counted ({reason}): the "
             f"tokenizers library or the tokenizer may have changed; {remedy}"
         )
 

@@ -7,7 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO
 
-from dstrain.data.shards import DEFAULT_TEXT_FIELD, BadSample, Corpus
+from dstrain.data.locate import locate_shard
+from dstrain.data.mapped import BadSample, MappedShard
+from dstrain.data.shards import DEFAULT_TEXT_FIELD
 from dstrain.errors import CorpusError
 
 JSON_LINES = (".jsonl", ".jsonl.gz")
@@ -90,12 +92,12 @@ def _utf8(raw: bytes, place: str) -> str:
 
 
 def _shard_texts(path: Path, field: str) -> Iterator[str]:
-    corpus = Corpus.open(str(path), text_field=field)
-    if corpus.kind == "tokens":
+    located = locate_shard(path)
+    if located.summary.kind == "tokens":
         raise CorpusError(f"{path}: holds token ids; give the texts that they were made from")
-    shard = corpus.shard(0)
-    for document in range(corpus.total_documents):
+    shard = MappedShard(located)
+    for document in range(located.summary.documents):
         try:
-            yield shard.text(document)
+            yield shard.text(document, field)
         except BadSample as bad:
             raise CorpusError(f"{bad}; repair or remove the sample, or name the field with --field") from bad

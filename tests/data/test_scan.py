@@ -31,11 +31,11 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def texts_of(path: Path, text_field: str = "text") -> dict[str, str]:
+def texts_of(path: Path) -> dict[str, str]:
     """Key → text, as the corpus reads it."""
-    corpus = Corpus.open(str(path), text_field=text_field)
-    shard = corpus.shard(0)
-    return {shard.key(document): shard.text(document) for document in range(corpus.total_documents)}
+    corpus = Corpus.open(str(path))
+    shard = corpus.mapped_shard(0)
+    return {shard.keys[document]: shard.text(document, "text") for document in range(corpus.total_documents)}
 
 
 # ---------------------------------------------------------------- other programs' shards
@@ -103,10 +103,10 @@ def test_groups_files_of_a_sample_wherever_they_stand(tmp_path: Path) -> None:
     )
     assert texts_of(path) == {"one": "first", "two": "second", "dir.d/three": "third"}
     # Without the field, the .txt file of the sample is the text.
-    corpus = Corpus.open(str(path), text_field="absent")
-    assert corpus.shard(0).text(1) == "plain second"
+    shard = Corpus.open(str(path)).mapped_shard(0)
+    assert shard.text(1, "absent") == "plain second"
     with pytest.raises(BadSample, match=r"sample 'dir.d/three': its field 'absent' is missing"):
-        corpus.shard(0).text(2)
+        shard.text(2, "absent")
 
 
 def test_bad_samples_are_named(tmp_path: Path) -> None:
@@ -118,14 +118,16 @@ def test_bad_samples_are_named(tmp_path: Path) -> None:
             "list.json": b"[1]",
             "number.json": b'{"text": 1}',
             "only.cls": b"1",
+            "half.json": b'{"text": "ab\\ud800"}',
+            "deep.json": b"[" * 100_000,
             "good.txt": b"",
         },
     )
-    corpus = Corpus.open(str(path))
+    shard = Corpus.open(str(path)).mapped_shard(0)
     reasons = {}
-    for document in range(5):
+    for document in range(7):
         with pytest.raises(BadSample) as error:
-            corpus.shard(0).text(document)
+            shard.text(document, "text")
         key, reason = str(error.value).split("sample ")[1].split(": ", 1)
         reasons[key.strip("'")] = reason
     assert reasons["utf"] == "not UTF-8 at byte 3 of the text"
@@ -133,7 +135,9 @@ def test_bad_samples_are_named(tmp_path: Path) -> None:
     assert reasons["list"] == "its JSON is not an object with a field 'text'"
     assert reasons["number"] == "its field 'text' is not a text (fields: 'text')"
     assert reasons["only"] == "it has neither a .txt nor a .json file"
-    assert corpus.shard(0).text(5) == ""
+    assert reasons["half"] == "half a character (a lone surrogate) at 2 of the text"
+    assert reasons["deep"].startswith("not JSON")
+    assert shard.text(7, "text") == ""
 
 
 # ---------------------------------------------------------------- refusals
