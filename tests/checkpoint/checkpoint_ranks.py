@@ -14,11 +14,11 @@ from dstrain.checkpoint.load import Source
 from dstrain.checkpoint.manifest import checkpoint_folder
 from dstrain.data.rows import digest_hex
 from dstrain.plan import engine
+from dstrain.plan.schedule import learning_rate
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import StepBatch, Task
 from dstrain.train import saving
 from dstrain.train.main import build_task, prepare
-from dstrain.train.optim import learning_rate
 from dstrain.train.reporting import Reporter
 from dstrain.train.runtime import Runtime
 from dstrain.train.saving import Saving
@@ -49,21 +49,23 @@ class Job:
         return [self._train(_ROWS[step]) for step in wanted]
 
     def read_rows(self, steps: int) -> None:
-        """Read the rows of the next steps, from the beginning of the run or from the cursors it was resumed with."""
+        """Read the rows of the next steps."""
         first = self.state.data_step
         assert first == (self.source.manifest.data_step if self.source else 0)
-        with self.task.steps(first, self.source and self.source.cursors) as batches:
+        with self.task.steps(first) as batches:
             _ROWS.update((step, next(batches)) for step in range(first, first + steps))
 
     def _train(self, batch: StepBatch) -> tuple[float, str]:
         targets, *digest = self.runtime.all_reduce_sum([batch.targets, *batch.digest])
         loss_sum = 0.0
-        for inputs in batch.micro_batches:
-            loss, _ = self.runtime.engine(**inputs)
-            self.runtime.backward(loss, int(targets))
+        last = batch.micro_batches[-1]
+        for micro_batch in batch.micro_batches:
+            loss, _ = micro_batch.run(self.runtime.engine)
+            self.runtime.backward(loss, int(targets), is_last=micro_batch is last)
             loss_sum += float(loss.detach())
-        assert self.runtime.apply_step(learning_rate(self.runtime.recipe, self.state.step, self.task.totals.steps))
-        self.state = self.state.after(batch, 0)
+        rate = learning_rate(self.runtime.recipe, self.task.totals.timeline, self.state.step)
+        assert self.runtime.apply_step(rate)
+        self.state = self.state.after(batch)
         mean = float(self.runtime.all_reduce_sum_float([loss_sum])[0]) / int(targets)
         return mean, digest_hex(np.array(digest))
 

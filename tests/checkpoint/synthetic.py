@@ -41,8 +41,6 @@ def synthetic_manifest(step: int, files: dict[str, dict[str, object]]) -> Manife
         step=step,
         data_step=step,
         optimizer_steps=step,
-        cursors=[[0, step, 0]],
-        bad_samples=0,
         rollbacks=0,
         learning_rate=1e-3,
         rng={"scheme": "counter", "seed": 0},

@@ -141,6 +141,9 @@ def test_what_belongs_to_something_else_is_refused_with_one_message(
     checkpoint = committed(newer)[0]
     stored = asdict(Manifest.read(checkpoint)) | {"format": FORMAT + 1, "novelty": "unknown"}
     (checkpoint / MANIFEST).write_text(_written(stored))
+    old = copy_of(run_dir, tmp_path, "old")
+    older = committed(old)[0]
+    (older / MANIFEST).write_text(_written(asdict(Manifest.read(older)) | {"format": 3, "cursors": [[0, 0, 0]] * 8}))
     ruined = copy_of(run_dir, tmp_path, "ruined")
     for folder in committed(ruined):
         (folder / MANIFEST).unlink()
@@ -152,6 +155,7 @@ def test_what_belongs_to_something_else_is_refused_with_one_message(
         (recipe.model_copy(update={"model": BertModel(architecture="bert", config=deep)}), (), run_dir),
         (tiny_recipe("data.seed=2", "data.masking.rate=0.3"), (), run_dir),
         (recipe, (), newer),
+        (recipe, (), old),
         (recipe, (), ruined),
     ]
     step_4, there = f"{run_dir}/checkpoints/step-0000000004", ruined / "checkpoints"
@@ -160,10 +164,12 @@ def test_what_belongs_to_something_else_is_refused_with_one_message(
         f"shape [96] here; use the recipe of that run or another --run-dir",
         f"{step_4} is of another model: bert.encoder.layer.2.attention.output.LayerNorm.bias has no place there and "
         f"shape [32] here; use the recipe of that run or another --run-dir",
-        f"{step_4} was saved from other data:\n  data.masking.rate was 0.15, is 0.3\n  data.seed was 1, is 2\n"
-        f"put back what changed, start a new run with another --run-dir, or go on with --allow data-change",
-        f"{checkpoint / MANIFEST} is of checkpoint format {FORMAT + 1}, this dstrain reads up to format {FORMAT}; use "
-        f"the version of dstrain that wrote it, or start anew with another --run-dir",
+        f"{step_4} was saved from other data:\n  data.seed: 1 → 2\n  data.masking.rate: 0.15 → 0.3\n"
+        f"put back what changed, or start a new run with another --run-dir; or go on with --allow data-change",
+        f"{checkpoint / MANIFEST} is of checkpoint format {FORMAT + 1}, this dstrain reads format {FORMAT}; use the "
+        f"version of dstrain that wrote it, or start anew with another --run-dir",
+        f"{older / MANIFEST} is of another law of the data (checkpoint format 3, this dstrain has {FORMAT}): start "
+        f"anew with another --run-dir, or use the version of dstrain that wrote it",
         f"none of the 2 checkpoints in {there} can be used:\n"
         f"  skipped step-0000000004: {there}/step-0000000004 is not a checkpoint: it has no manifest.json\n"
         f"  skipped step-0000000002: {there}/step-0000000002 is not a checkpoint: it has no manifest.json\n"
@@ -259,13 +265,13 @@ def train_on_and_go_back(
 
 def test_a_checkpoint_of_the_same_step_is_replaced(run_dir: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = copy_of(run_dir, tmp_path, "run")
-    run_ranks(1, save_with_other_cursors, recipe, folder)
-    assert Manifest.read(committed(folder)[0]).bad_samples == 77
+    run_ranks(1, save_with_more_rollbacks, recipe, folder)
+    assert Manifest.read(committed(folder)[0]).rollbacks == 77
     assert verify(committed(folder)[0]) == []
     assert len(list((folder / "checkpoints").iterdir())) == 3
 
 
-def save_with_other_cursors(rank: int, world_size: int, recipe: Recipe, folder: Path) -> None:
+def save_with_more_rollbacks(rank: int, world_size: int, recipe: Recipe, folder: Path) -> None:
     run = job(recipe).resume(folder)
-    run.state = replace(run.state, bad_samples=77)
+    run.state = replace(run.state, rollbacks=77)
     run.save(folder)

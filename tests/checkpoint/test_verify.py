@@ -3,7 +3,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from synthetic import synthetic_checkpoint, synthetic_manifest
 
 from dstrain.checkpoint.files import write_safetensors
-from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, OtherFormatError, committed, step_of
+from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, OtherFormatError, _written, committed, step_of
 from dstrain.checkpoint.retention import Retention, prune
 from dstrain.checkpoint.verify import check_recipe_of, newest_sound, verify
 from dstrain.errors import CheckpointError
-from dstrain.recipe.schema import Recipe
+from dstrain.launch.prepare import identity_of
+from dstrain.recipe.data import MaskedLmData
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
 
 @pytest.fixture
@@ -105,11 +107,32 @@ def test_a_manifest_reads_as_it_was_written(checkpoint: Path) -> None:
     assert Manifest.read(checkpoint).text() == (checkpoint / MANIFEST).read_text()
 
 
-def test_a_sound_manifest_of_another_format_says_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dstrain.checkpoint.manifest.FORMAT", 1)
-    monkeypatch.setattr("dstrain.checkpoint.manifest.READABLE", (1,))
-    with pytest.raises(OtherFormatError, match=f"is of checkpoint format {FORMAT}, this dstrain reads up to format 1"):
-        Manifest.read(checkpoint)
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            3,
+            r"is of another law of the data \(checkpoint format 3, this dstrain has 4\): start anew with another "
+            r"--run-dir, or use the version of dstrain that wrote it",
+        ),
+        (
+            5,
+            "is of checkpoint format 5, this dstrain reads format 4; use the version of dstrain that wrote it, or "
+            "start anew with another --run-dir",
+        ),
+    ],
+)
+def test_a_sound_manifest_of_another_format_says_so_and_is_not_passed_over(
+    checkpoint: Path, number: int, message: str
+) -> None:
+    assert FORMAT == 4
+    other = synthetic_checkpoint(checkpoint.parent.parent, 9)
+    stored = asdict(Manifest.read(other)) | {"format": number, "cursors": [[0, 9, 0]]}
+    (other / MANIFEST).write_text(_written(stored))
+    with pytest.raises(OtherFormatError, match=message):
+        Manifest.read(other)
+    with pytest.raises(OtherFormatError, match=message):
+        newest_sound([other, checkpoint])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"manifest": [], "sha256": "0"}', '"step"', "\x00\xff"])
@@ -197,10 +220,6 @@ def test_values_that_are_not_finite_are_found_where_they_are(
         ({"step": 6}, "its manifest is of step 6"),
         ({"optimizer_steps": 8}, "8 applied of 7 steps after 7 batches cannot be"),
         ({"data_step": 5}, "7 applied of 7 steps after 5 batches cannot be"),
-        ({"identity": {"data": {"lanes": 8}}}, "1 cursors for 8 lanes"),
-        ({"identity": {"global_batch_rows": 4}}, "1 cursors for 4 lanes"),
-        ({"cursors": [[0, -1, 0]]}, "a cursor is not three numbers from 0 up"),
-        ({"cursors": [[0, 1]]}, "a cursor is not three numbers from 0 up"),
         ({"rng": {"scheme": "philox", "seed": 0}}, "random numbers by 'philox', this dstrain knows 'counter'"),
     ],
 )
@@ -211,15 +230,21 @@ def test_what_cannot_be_of_one_run_is_found(checkpoint: Path, changes: dict[str,
 
 def test_a_checkpoint_of_another_recipe_is_found(checkpoint: Path, tiny_recipe: Callable[..., Recipe]) -> None:
     recipe = tiny_recipe()
-    data = recipe.data.model_dump(mode="json", include={"lanes", "seed", "masking"})
-    identity = {"task": recipe.task, "corpus": "abc", "data": data, "global_batch_rows": 8}
-    manifest = replace(Manifest.read(checkpoint), identity=identity)
+    assert isinstance(recipe, MaskedLmRecipe)
+    manifest = replace(Manifest.read(checkpoint), identity=identity_of(recipe))
     assert check_recipe_of(checkpoint, manifest, recipe) == []
+    renamed = {"crawl": {"shards": recipe.data.train}}
+    assert check_recipe_of(checkpoint, manifest, with_sources(recipe, renamed)) == []
     other = tiny_recipe("data.seed=2", "train.global_batch_rows=16")
-    assert [problem.split(": ")[1] for problem in check_recipe_of(checkpoint, manifest, other)] == [
-        "global_batch_rows was 8, recipe.yaml of its run has 16",
-        "data.seed was 1, recipe.yaml of its run has 2",
+    assert [problem.split("its run: ")[1] for problem in check_recipe_of(checkpoint, manifest, other)] == [
+        "data.seed: 1 → 2",
+        "train.global_batch_rows: 8 → 16",
     ]
+
+
+def with_sources(recipe: MaskedLmRecipe, sources: dict[str, object]) -> Recipe:
+    values = recipe.data.model_dump(mode="json", by_alias=True) | {"train": None, "sources": sources}
+    return recipe.model_copy(update={"data": MaskedLmData.model_validate_json(json.dumps(values))})
 
 
 @pytest.mark.parametrize("module", ["checkpoint.verify", "checkpoint.commands", "launch.run", "launch.status"])

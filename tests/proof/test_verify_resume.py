@@ -103,7 +103,7 @@ def test_what_is_too_far_or_no_number_is_objected_to() -> None:
     assert value_objections(distance(loss=far), TOLERANCES["bf16"]) == []
 
 
-@pytest.mark.parametrize("changes", [{"first_other_rows": 3}, {"steps_compared": 7}, {"other_counters": ["cursors"]}])
+@pytest.mark.parametrize("changes", [{"first_other_rows": 3}, {"steps_compared": 7}, {"other_counters": ["data_step"]}])
 def test_rows_are_the_same_only_with_all_steps_and_counters(changes: dict[str, object]) -> None:
     assert distance().same_rows
     assert not distance(**changes).same_rows
