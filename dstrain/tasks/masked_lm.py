@@ -190,12 +190,14 @@ def _open(recipe: MaskedLmRecipe, location: str, tokenizer: DocumentTokenizer) -
         location,
         text_field=data.text_field,
         tokenizer=tokenizer,
+        on_bad_sample=data.on_bad_sample,
+        max_bad_samples=data.max_bad_samples,
     )
 
 
 def _bad_samples(corpus: Corpus) -> Iterator[str]:
     """What the log says of samples that could not be read."""
-    if getattr(corpus, "bad_sample_count", 0):
+    if corpus.bad_sample_count:
         yield f"{corpus.bad_sample_count:,} samples cannot be read and are left out (data.on_bad_sample=skip):"
         yield from corpus.bad_samples
 
