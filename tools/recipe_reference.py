@@ -26,7 +26,8 @@ def reference() -> str:
     seen: set[type[BaseModel]] = set()
     recipes = [kind for kind in get_args(get_args(Recipe)[0] if get_origin(Recipe) is Annotated else Recipe)]
     tables = [table for recipe in recipes for table in section(recipe, "", seen)]
-    tables += [*section(Sweep, "sweep.", seen), *section(SearchedKey, "sweep.parameters.KEY.", seen)]
+    searched = section(SearchedKey, "sweep.parameters.KEY.", seen)
+    tables += [*section(Sweep, "sweep.", seen), *searched]
     return HEAD + "".join(tables)
 
 
@@ -41,6 +42,8 @@ def section(model: type[BaseModel], prefix: str, seen: set[type[BaseModel]]) -> 
         sections = [kind for kind in kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
         for kind in sections:
             inner += section(kind, f"{key}.", seen)
+        for kind, entry in entries(field.annotation):
+            inner += section(kind, f"{key}.{entry}.", seen)
         if not sections or field.annotation not in sections:
             shown = " or ".join(describe(kind) for kind in kinds(field.annotation))
             rows.append(f"| `{key}` | {shown} | {default(field)} |\n")
@@ -48,6 +51,16 @@ def section(model: type[BaseModel], prefix: str, seen: set[type[BaseModel]]) -> 
     title = f"`{prefix.rstrip('.')}`: {model.__name__}" if prefix else model.__name__
     table = "| key | value | default |\n|---|---|---|\n" + "".join(rows) if rows else ""
     return [f"\n## {title}\n{about}\n\n{table}", *inner]
+
+
+def entries(annotation: Any) -> list[tuple[type[BaseModel], str]]:
+    """The sections that a key holds several of, and how its entries are called: by name, or by number from 0."""
+    return [
+        (argument, "NAME" if get_origin(kind) is dict else "N")
+        for kind in kinds(annotation)
+        for argument in get_args(kind)
+        if isinstance(argument, type) and issubclass(argument, BaseModel)
+    ]
 
 
 def kinds(annotation: Any) -> list[Any]:
@@ -63,6 +76,8 @@ def describe(kind: Any) -> str:
     """A type in a reader's words."""
     if kind is NoneType:
         return "null"
+    if get_origin(kind) is Annotated:
+        return describe(get_args(kind)[0])
     if kind is Ellipsis:
         return "…"
     if get_origin(kind) is Literal:
@@ -70,7 +85,7 @@ def describe(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "[" + ", ".join(describe(part) for argument in get_args(kind) for part in kinds(argument)) + "]"
     if get_origin(kind) is dict:
-        return "a section of keys"
+        return f"{describe(get_args(kind)[1])} for each name"
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 

@@ -79,6 +79,11 @@ def _loosen(definition: dict[str, Any]) -> None:
         if "oneOf" in schema:  # architectures: without the word that tells them apart, several may fit
             schema["anyOf"] = schema.pop("oneOf")
             schema.pop("discriminator")
+        for option in (schema, *schema.get("anyOf", [])):
+            if "patternProperties" in option:  # sections by name, each of which null un-sets as well
+                named = option["patternProperties"].items()
+                option["patternProperties"] = {name: {"anyOf": [entry, {"type": "null"}]} for name, entry in named}
+                option["additionalProperties"] = False
         options = schema.get("anyOf", [])
         if {"type": "null"} not in options:
             described = {name: schema.pop(name) for name in ("default", "description") if name in schema}

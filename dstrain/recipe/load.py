@@ -126,10 +126,30 @@ def _apply_overrides(tree: Node, overrides: Sequence[str]) -> list[Problem]:
                 problems.append(Problem(COMMAND_LINE, f"{override}: {str(error).removeprefix(f'{COMMAND_LINE}: ')}"))
                 continue
             problems += found
+            if (sentence := _no_such_entry(tree, parts)) is not None:
+                problems.append(Problem(COMMAND_LINE, f"{override}: {sentence}"))
+                continue
             for part in reversed(parts):
                 node = Node({part: node}, COMMAND_LINE)
             _entries(tree).update(_entries(_merged(tree, node)))
     return problems
+
+
+def _no_such_entry(tree: Node, parts: Sequence[str]) -> str | None:
+    """Say that a key as `phases.7.steps` is of an entry that a list has not; None where it is of one that it has."""
+    here = tree
+    for depth, part in enumerate(parts):
+        if isinstance(here.value, list):
+            count = len(here.value)
+            if part.isdecimal() and int(part) < count:
+                here = here.value[int(part)]
+                continue
+            known = f"its entries are numbered from 0 to {count - 1}" if count else "it has no entries"
+            return f"{'.'.join(parts[:depth])} is a list, and {known}; use one of them, or give the whole list"
+        if not isinstance(here.value, dict) or part not in here.value:
+            return None
+        here = here.value[part]
+    return None
 
 
 def _merged(base: Node, over: Node) -> Node:
@@ -138,13 +158,10 @@ def _merged(base: Node, over: Node) -> Node:
     `phases.0.steps=9` on the command line changes an entry of a list, which otherwise is replaced as a whole.
     """
     if isinstance(base.value, list) and isinstance(over.value, dict) and over.place == COMMAND_LINE:
-        numbers = {str(number) for number in range(len(base.value))}
-        if over.value.keys() <= numbers:
-            listed = [
-                _merged(entry, over.value[str(number)]) if str(number) in over.value else entry
-                for number, entry in enumerate(base.value)
-            ]
-            return Node(listed, base.place)
+        numbered = {str(number): entry for number, entry in enumerate(base.value)}
+        if over.value.keys() <= numbered.keys():
+            merged = [_merged(entry, over.value[n]) if n in over.value else entry for n, entry in numbered.items()]
+            return Node(merged, base.place)
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     entries = dict(base.value)

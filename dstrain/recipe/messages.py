@@ -75,6 +75,8 @@ def _rule_and_remedy(node: Node, kind: str, context: dict[str, Any]) -> str:
         return _literal(value, str(context["expected"]))
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "must be a section; write its keys below it, indented"
+    if kind in ("tuple_type", "list_type"):
+        return "must be a list; write it as [a, b, …]"
     if isinstance(value, dict):
         return "must be a plain value, not a section; write one value"
     if kind in ("int_type", "int_from_float", "float_type", "int_parsing", "float_parsing"):
@@ -87,8 +89,6 @@ def _rule_and_remedy(node: Node, kind: str, context: dict[str, Any]) -> str:
         return f'must be text; write it in quotes: "{given(node)}"'
     if kind == "string_pattern_mismatch":
         return "must begin with a letter or digit and hold only letters, digits and . _ -; choose another name"
-    if kind in ("tuple_type", "list_type"):
-        return "must be a list; write it as [a, b, …]"
     if kind == "too_long":
         return f"has {context['actual_length']} entries; write {context['max_length']}"
     if kind == "finite_number":

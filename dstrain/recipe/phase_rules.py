@@ -58,11 +58,12 @@ def _phases(known: Mapping[str, Any]) -> Iterator[_PhaseValues]:
         if not said:
             continue  # no section at all
         own = {f"phase.{key}": f"{prefix}{key}" for key in said}
-        values = dict(known) | {f"phase.{key}": value for key, value in said.items()}
+        values = dict(known) | {f"phase.{key}": value for key, value in said.items()} | {"phase.number": number}
         if said.get("schedule") is not None:
             values = {key: value for key, value in values.items() if not key.startswith("schedule.")}
         for key, value in said.items():
-            if value is not None and not isinstance(value, Mapping) and (key in known or key.startswith("schedule.")):
+            of_recipe = "." in key and (key in known or key.startswith("schedule."))  # not `name`, which is another
+            if of_recipe and value is not None and not isinstance(value, Mapping):
                 values[key], own[key] = value, f"{prefix}{key}"
         carried |= {key: (f"{prefix}{key}", said[key]) for key in _CARRIED if said.get(key) is not None}
         for key, (place, value) in carried.items():
@@ -147,11 +148,12 @@ def _one_length_of_a_phase(steps: int | None, tokens: int | None) -> Verdict:
     return None
 
 
-@rule("phases")
-def _names_differ(phases: Any) -> Verdict:
-    names = [phase["name"] for phase in phases if isinstance(phase, dict) and phase.get("name") is not None]
-    doubled = sorted({name for name in names if names.count(name) > 1}, key=str)
-    return f"has two phases with the name {doubled[0]}; give one of them another name" if doubled else None
+@rule("phase.name", "phase.number", "phases")
+def _names_differ(name: str | None, number: int, phases: Any) -> Verdict:
+    names = [phase["name"] if isinstance(phase, Mapping) and "name" in phase else None for phase in phases]
+    if name is not None and name in names[:number]:
+        return f"is the name of phases.{names.index(name)} too; give it another name"
+    return None
 
 
 @rule("phase.data.sources", "data.sources")

@@ -113,6 +113,8 @@ def show_json(loaded: LoadedRecipe) -> str:
 def _with_origins(loaded: LoadedRecipe) -> Iterator[tuple[str, Any, str]]:
     for key, value in flat_values(loaded.recipe).items():
         place = loaded.origins.get(key)
+        if value is None and place is None and key.startswith("phases."):
+            continue  # what a phase leaves out is as in the rest of the recipe
         yield key, value, "default" if place is None else str(place)
 
 
@@ -133,6 +135,8 @@ def _without_default_nulls(values: Mapping[str, Any], changed: Mapping[str, Any]
     for key, value in values.items():
         if isinstance(value, dict):
             kept[key] = _without_default_nulls(value, changed.get(key, {}))
+        elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            kept[key] = [_without_default_nulls(*entries) for entries in zip(value, changed[key], strict=True)]
         elif value is not None or key in changed:
             kept[key] = value
     return kept
@@ -148,7 +152,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+    has_sections = any(isinstance(item, dict) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=not has_sections)
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -53,7 +53,9 @@ def validated(tree: Node, *, check_files: bool) -> tuple[Recipe | None, Node, li
                 problems.append(_type_problem(tree, finding, details))
             broken.append(finding.path)
     known = {key: value for key, value in _known(recipe_type, tree) if not any(_is_within(key, b) for b in broken)}
-    known = {"phases": (), "run.steps": run_steps(known)} | known
+    if "phases" not in section_fields(recipe_type):
+        known["phases"] = ()
+    known["run.steps"] = run_steps(known)
     found = [*broken_rules(known), *(file_problems(known) if check_files else ())]
     problems += [_rule_problem(tree, keys, known[keys[0]], sentence) for keys, sentence in found]
     problems += [_rule_problem(tree, keys, value, sentence) for keys, value, sentence in broken_phase_rules(known)]
@@ -254,7 +256,7 @@ def _rule_problem(tree: Node, keys: tuple[str, ...], value: object, sentence: st
     nodes = [_node_at(tree, key) for key in keys]
     place = next((node.place for node in nodes if node is not None), _nearest_place(tree, keys[0]))
     blamed = nodes[0]
-    if blamed is not None and not isinstance(blamed.value, dict):
+    if blamed is not None and blamed.value is not None and not isinstance(blamed.value, dict):
         return Problem(place, f"{keys[0]}={given(blamed)} {sentence}")
     shown = "" if value is None or isinstance(value, dict) else f"={value} (the default)"
     return Problem(place, f"{keys[0]}{shown} {sentence}")

@@ -39,6 +39,10 @@ def test_every_recipe_fits(path: Path) -> None:
         "base: other.yaml\nmodel: {pretrained: x}\ndata: {lanes: null}\non_nan: null\n",
         VALID + "checkpoint: {async: false}\n",
         VALID + "log: null\n",
+        VALID.replace(
+            "train: shards", "sources: {a: {shards: x, weight: 2}, b: null}\n  masking: {rate: {from: 0.3, to: 0.2}}"
+        ),
+        VALID + "phases: [{steps: 3, data: {sources: {a: 1}, masking: {rate: 0.2}}, schedule: null}, {tokens: 9}]\n",
     ],
 )
 def test_what_fits(text: str) -> None:
@@ -54,7 +58,14 @@ def test_what_fits(text: str) -> None:
         ("lanes: 64", "lanes: 0"),
         ("architecture: bert", "architecture: gpt"),
         ("architecture: bert\n", "pretrained: null\n"),
-        ("  train: shards\n", ""),
+        ("  sequence_length: 128\n", ""),
+        ("  train: shards", "  sources: {a: {weight: many}}"),
+        ("  train: shards", "  sources: {a: {shard: x}}"),
+        ("  train: shards", "  sources: {a.b: {shards: x}}"),
+        ("steps: 100", "steps: 100\nphases: [{step: 3}]"),
+        ("steps: 100", "steps: 100\nphases: [{schedule: {name: plateau}}]"),
+        ("steps: 100", "steps: 100\nphases: {steps: 3}"),
+        ("lanes: 64", "masking: {rate: {from: 0.3, until: 0.1}}"),
         ("name: example\n", ""),
         ("name: example", "name: a/b"),
         ("hidden_size: 128", "norm_bias: true"),

@@ -10,7 +10,7 @@ from dstrain.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN = ("bert-base", "bert-large", "bert-small", "modernbert-base", "quickstart", "roberta-base")
-DEBUG = ("tiny-bert", "tiny-bert-pairs", "tiny-modernbert", "tiny-roberta")
+DEBUG = ("tiny-bert", "tiny-bert-pairs", "tiny-modernbert", "tiny-modernbert-phases", "tiny-roberta")
 FINETUNE = (
     *("docstring-package", "docstring-package-scratch", "sentiment", "banking77", "mr", "imdb"),
     *("banking77-scope", "banking77-answers", "chinese-sections", "wnut17", "weibo_ner", "squad"),
