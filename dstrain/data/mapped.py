@@ -2,6 +2,8 @@
 
 import json
 import mmap
+import os
+import shlex
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -38,14 +40,15 @@ class MappedShard:
         self._block_bytes, self._digests = index.block_bytes, index.block_digests
         try:
             with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size != located.summary.bytes:
+                    raise CorpusError(
+                        f"{self.path}: {size} bytes, but its index expects {located.summary.bytes}: the shard is "
+                        f"truncated or was changed after indexing; {self._remedy()}"
+                    )
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # gone, or empty
+        except OSError as error:
             raise CorpusError(f"{self.path}: cannot be read ({error}); {self._remedy()}") from error
-        if len(self._mapped) != located.summary.bytes:
-            raise CorpusError(
-                f"{self.path}: {len(self._mapped)} bytes, but its index expects {located.summary.bytes}: the shard is "
-                f"truncated or was changed after indexing; {self._remedy()}"
-            )
         blocks = -(-len(self._mapped) // self._block_bytes)
         assert len(self._digests) == blocks * DIGEST_BYTES, f"{self.path}: an index with digests of another shard"
         self._checked = bytearray(blocks)  # 1 for each block whose digest was compared
@@ -85,7 +88,7 @@ class MappedShard:
     def _remedy(self) -> str:
         folder = self.path.parent
         return (
-            f"find such shards with `dstrain shards check {folder}` and copy them again, or, if the change is meant, "
+            f"find such shards with `dstrain shards check {shlex.quote(str(folder))}` and copy them again, or, if the change is meant, "
             f"{index_remedy(folder)}"
         )
 

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_support import numbered_corpus
 
-from dstrain.data.index import read_corpus_index, read_shard_index
+from dstrain.data.index import read_shard_index, write_shard_index
 from dstrain.data.locate import locate
 from dstrain.data.shards import Corpus
 from dstrain.data.writer import write_text_shards
@@ -27,10 +28,10 @@ def drop_indexes(folder: Path) -> None:
 
 
 def documents_of(location: str) -> list[list[int]]:
-    opened = Corpus.open(location)
+    corpus = Corpus.open(location)
     return [
-        opened.document(shard, document).tolist()
-        for shard, count in enumerate(opened.document_counts)
+        corpus.shard(shard).read_document(document).tolist()
+        for shard, count in enumerate(corpus.document_counts.tolist())
         for document in range(count)
     ]
 
@@ -45,16 +46,27 @@ def test_forms_of_a_location(corpus: Path) -> None:
     assert documents_of(f"{corpus}/train-{{000000..000005}}.tar") == everything
     assert documents_of(f"{corpus}/train-00000[12].tar") == everything[7:21]
     assert documents_of(f"{corpus}/train-{{000001,000002}}.tar") == everything[7:21]
+    assert documents_of(f"{corpus}/train-00000{{1,[23]}}.tar") == everything[7:28]
     assert documents_of(f"{corpus}/train-000003.tar") == everything[21:28]
 
 
+def test_shards_of_several_folders_are_one_line(corpus: Path, tmp_path: Path) -> None:
+    numbered_corpus(tmp_path / "other", [3] * 14, shard_bytes=1024)
+    (tmp_path / "other" / "train-000000.tar.idx.json").unlink()
+    (tmp_path / "other" / "index.json").unlink()
+    both = f"{tmp_path}/{{other,corpus}}/train-00000[01].tar"
+    expected = documents_of(str(tmp_path / "other")) + documents_of(str(corpus))[:14]
+    assert documents_of(both) == expected
+    assert Corpus.open(both).shard_path(2) == corpus / "train-000000.tar"
+
+
 def test_an_index_is_made_by_one_scan_and_kept(corpus: Path) -> None:
-    before = read_corpus_index(corpus)
+    before = (corpus / "index.json").read_bytes()
     shard_before = read_shard_index(corpus / "train-000002.tar")
     everything = documents_of(str(corpus))
     drop_indexes(corpus)
     assert documents_of(str(corpus)) == everything
-    assert read_corpus_index(corpus) == before
+    assert (corpus / "index.json").read_bytes() == before
     after = read_shard_index(corpus / "train-000002.tar")
     assert after.summary == shard_before.summary and after.keys == shard_before.keys
     for name, values in shard_before.columns.items():
@@ -64,10 +76,8 @@ def test_an_index_is_made_by_one_scan_and_kept(corpus: Path) -> None:
 def test_a_part_of_a_folder_gets_no_folder_index(corpus: Path) -> None:
     drop_indexes(corpus)
     documents_of(f"{corpus}/train-00000[12].tar")
-    assert sorted(path.name for path in corpus.glob("*.json")) == [
-        "train-000001.tar.idx.json",
-        "train-000002.tar.idx.json",
-    ]
+    indexes = ["train-000001.tar.idx.json", "train-000002.tar.idx.json"]
+    assert sorted(path.name for path in corpus.glob("*.json")) == indexes
 
 
 def test_a_folder_that_cannot_be_written_keeps_indexes_in_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +86,7 @@ def test_a_folder_that_cannot_be_written_keeps_indexes_in_memory(corpus: Path, m
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("dstrain.data.index.write_json", refuse)
+    monkeypatch.setattr("dstrain.data.index.write_index_file", refuse)
     assert len(documents_of(str(corpus))) == 42
     assert not list(corpus.glob("*.json"))
 
@@ -116,45 +126,87 @@ def test_a_missing_shard(corpus: Path) -> None:
     )
 
 
-def test_a_shard_that_was_cut_or_grew(corpus: Path) -> None:
+def test_a_shard_that_was_cut_or_grew_is_refused_where_it_is_opened(corpus: Path) -> None:
     path = corpus / "train-000004.tar"
     content = path.read_bytes()
-    for changed in (content[:-512], content + b"\0" * 512):
+    for changed in (content[:-512], content + b"\0" * 512, b""):
         path.write_bytes(changed)
-        assert error_of(corpus).startswith(f"{path}: {len(changed)} bytes, but its index expects {len(content)}")
+        with pytest.raises(CorpusError) as error:
+            documents_of(str(corpus))
+        assert str(error.value).startswith(f"{path}: {len(changed)} bytes, but its index expects {len(content)}")
+        assert f"`dstrain shards check {corpus}`" in str(error.value)
         (corpus / "index.json").unlink(missing_ok=True)  # its own index says the same
+
+
+def test_a_folder_is_opened_without_a_look_at_its_shards(corpus: Path) -> None:
+    for path in corpus.glob("*.tar"):
+        path.unlink()
+        path.symlink_to("nowhere")
+    opened = Corpus.open(str(corpus))
+    assert opened.total_tokens == sum(range(1, 43))
+    with pytest.raises(CorpusError, match=r"train-000000\.tar: cannot be read .*No such file"):
+        opened.slices(0, 10)
 
 
 def test_a_shard_that_is_not_in_the_index(corpus: Path) -> None:
     (corpus / "train-000006.tar").write_bytes((corpus / "train-000000.tar").read_bytes())
-    assert "train-000006.tar: not in index.json (1 such shards); run `dstrain shards index`" in error_of(corpus)
+    message = f"train-000006.tar: not in index.json (1 such shards); run `dstrain shards index {corpus}` to take it in"
+    assert message in error_of(corpus)
 
 
 def test_indexes_that_disagree(corpus: Path) -> None:
-    path = corpus / "train-000000.tar.idx.json"
-    content = json.loads(path.read_text())
-    content["digest"] = "0" * 64
-    path.write_text(json.dumps(content))
+    shard = corpus / "train-000000.tar"
+    index = read_shard_index(shard)
+    write_shard_index(shard, replace(index, summary=replace(index.summary, digest="0" * 32)))
     opened = Corpus.open(str(corpus))
     with pytest.raises(CorpusError, match=r"train-000000\.tar: its own index and the folder's index.json disagree"):
-        opened.document(0, 0)
+        opened.slices(0, 1)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"version": 99}', '{"version": 1}'])
+def test_a_shard_is_renamed_together_with_its_index(corpus: Path) -> None:
+    everything = documents_of(str(corpus))
+    (corpus / "index.json").unlink()
+    for end in (".tar", ".tar.idx.json"):
+        (corpus / f"train-000000{end}").rename(corpus / f"a{end}")
+    assert documents_of(str(corpus)) == everything
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"version": 99}', '{"version":3,"check":"' + "0" * 32 + '",'])
 def test_damaged_indexes(corpus: Path, damage: str) -> None:
+    remedy = f"run `dstrain shards index {corpus}`"
     (corpus / "index.json").write_text(damage)
-    assert f"{corpus}/index.json: " in error_of(corpus) and "dstrain shards index" in error_of(corpus)
+    assert error_of(corpus).startswith(f"{corpus}/index.json: ") and remedy in error_of(corpus)
     (corpus / "index.json").unlink()
     (corpus / "train-000002.tar.idx.json").write_text(damage)
-    assert f"{corpus}/train-000002.tar.idx.json: " in error_of(corpus)
+    assert error_of(corpus).startswith(f"{corpus}/train-000002.tar.idx.json: ") and remedy in error_of(corpus)
 
 
 def test_an_index_changed_by_hand(corpus: Path) -> None:
-    path = corpus / "index.json"
-    content = json.loads(path.read_text())
-    content["shards"].pop()
-    path.write_text(json.dumps(content))
-    assert "its digest does not fit its own list of shards" in error_of(corpus)
+    for name, old, new in (
+        ("index.json", '"tokenizer":null', '"tokenizer":"x"'),
+        ("train-000000.tar.idx.json", '"documents":7', '"documents":6'),
+    ):
+        path = corpus / name
+        content = path.read_text()
+        assert old in content and json.loads(content)
+        path.write_text(content.replace(old, new))
+        with pytest.raises(CorpusError, match=rf"{name}: .*it does not fit its own digest.*dstrain shards index"):
+            documents_of(str(corpus))
+        path.write_text(content)
+
+
+def test_an_index_of_version_1_is_refused(corpus: Path) -> None:
+    for tokenizer, rest in ((None, "`"), ("x", "`, with --tokenizer and the tokenizer's folder")):
+        (corpus / "index.json").write_text(json.dumps({"version": 1, "tokenizer": tokenizer, "shards": []}))
+        message = "an index of version 1, which cannot check the bytes that are read; run `dstrain shards index "
+        assert error_of(corpus) == f"{corpus}/index.json: {message}{corpus}{rest}"
+
+
+def test_an_unfinished_build_is_refused(corpus: Path) -> None:
+    (corpus / ".unfinished").touch()
+    for location in (str(corpus), f"{corpus}/train-00000[12].tar", f"{corpus}/train-{{000001,000002}}.tar"):
+        assert error_of(location).startswith(f"{corpus}: an unfinished build")
+        assert f"`rm -r {corpus}`" in error_of(location)
 
 
 def test_locations_that_hold_nothing(tmp_path: Path) -> None:
@@ -165,3 +217,8 @@ def test_locations_that_hold_nothing(tmp_path: Path) -> None:
     assert "unbalanced braces" in error_of(tmp_path / "{a.tar")
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b")
     assert "compressed, so no document can be read by its place" in error_of(tmp_path)
+
+
+def test_a_shard_is_named_once(corpus: Path) -> None:
+    for location in (f"{corpus}/train-{{000001,000001}}.tar", f"{corpus}/train-{{000001,00000*}}.tar"):
+        assert error_of(location).startswith(f"{location}: names a shard twice")
