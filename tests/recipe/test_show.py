@@ -9,7 +9,7 @@ from recipe_support import VALID, write
 
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
-from dstrain.recipe.show import recipe_digest, resolved_yaml, resume_differences, show_json, show_text
+from dstrain.recipe.show import resolved_yaml, resume_differences, show_json, show_text
 
 
 def load(folder: Path, *overrides: str) -> Recipe:
@@ -55,7 +55,6 @@ def test_the_resolved_recipe_loads_to_the_same(tmp_path: Path, values: dict[str,
     )
     again = load_recipe(write(tmp_path, resolved_yaml(recipe)), check_files=False).recipe
     assert again == recipe
-    assert recipe_digest(again) == recipe_digest(recipe)
 
 
 def test_the_resolved_recipe_is_complete_and_in_reading_order(tmp_path: Path) -> None:
@@ -66,13 +65,6 @@ def test_the_resolved_recipe_is_complete_and_in_reading_order(tmp_path: Path) ->
     assert "  clip_grad_norm: null\n" in text
     assert "betas: [0.9, 0.999]\n" in text
     assert "\n  tokens:" not in text
-
-
-def test_the_digest_sees_every_value_and_nothing_else(tmp_path: Path) -> None:
-    digest = recipe_digest(load(tmp_path))
-    assert len(digest) == 32
-    assert recipe_digest(load(tmp_path, "optimizer.learning_rate=0.0003")) == digest
-    assert recipe_digest(load(tmp_path, "log.every_steps=11")) != digest
 
 
 @pytest.mark.parametrize(
@@ -90,6 +82,8 @@ def test_the_digest_sees_every_value_and_nothing_else(tmp_path: Path) -> None:
         "evaluate.batches=1",
         "model.activation_checkpointing=true",
         "data.valid=x",
+        "data.train=/other",
+        "tokenizer=/other",
         "data.prefetch_steps=0",
         "data.on_bad_sample=skip",
         "name=other",
@@ -102,24 +96,13 @@ def test_what_may_change_on_resume(tmp_path: Path, override: str) -> None:
 @pytest.mark.parametrize(
     ("override", "difference"),
     [
-        ("train.global_batch_rows=256", "train.global_batch_rows: 512 → 256"),
-        ("data.lanes=32", "data.lanes: 64 → 32"),
-        ("data.seed=1", "data.seed: 0 → 1"),
-        ("data.sequence_length=64", "data.sequence_length: 128 → 64"),
-        ("data.masking.rate=0.3", "data.masking.rate: 0.15 → 0.3"),
-        ("data.shuffle_window=1", "data.shuffle_window: 1024 → 1"),
-        ("data.train=/other", f"data.train: {Path.cwd()}/shards → /other"),
-        ("tokenizer=/other", f"tokenizer: {Path.cwd()}/tok → /other"),
         ("model.config.num_hidden_layers=1", "model.config.num_hidden_layers: 12 → 1"),
+        ("model.frozen_layers=1", "model.frozen_layers: 0 → 1"),
+        ("checkpoint.storage=s3://a/b", "checkpoint.storage: null → s3://a/b"),
     ],
 )
 def test_what_may_not_change_on_resume(tmp_path: Path, override: str, difference: str) -> None:
-    assert resume_differences(load(tmp_path), load(tmp_path, override)) == [difference]
-
-
-def test_another_origin_of_the_weights_is_another_run(tmp_path: Path) -> None:
-    differences = resume_differences(load(tmp_path), load(tmp_path, "model.config=null", "model.pretrained=/m"))
-    assert "model.pretrained: null → /m" in differences
+    assert [str(found) for found in resume_differences(load(tmp_path), load(tmp_path, override))] == [difference]
 
 
 def test_each_value_is_shown_with_its_origin(tmp_path: Path) -> None:
