@@ -1,14 +1,21 @@
 """One contestant of the stream benchmark in one process: `python contestants.py NAME '{…}'` prints its speed as JSON.
 
-Each one is written the way its own documentation does it, in its fastest form, and shuffles through 1,024 documents:
+Each one is written the way its own documentation does it, in its fastest form:
 
     dstrain               token shards, rows made in this process, with digests
-    dstrain-background    the same rows from the background process, this process only receives them
+    dstrain-mixture       the same documents dealt out to eight sources with eight weights
+    dstrain-background    the rows of `dstrain` from the background process, this process only receives them
     webdataset            the same token shards: blocks of documents, decoded by webdataset, taken apart, shuffled
     webdataset-documents  one sample per document, as WebDataset users store text
     datasets              Parquet, streaming, shuffled
     datasets-arrow        Parquet, streaming, whole Arrow batches and no shuffle: the upper bound of `datasets`
-    mosaicml-streaming    MDS shards, shuffled (py1e); runs under its own virtual environment
+    mosaicml-streaming    MDS shards, shuffled (py1e)
+    litdata               chunks of one sample per document, shuffled
+    litdata-tokens        `TokensLoader`: chunks of documents end to end, read as rows, shuffled row by row
+    grain                 ArrayRecord, one record per document, in random order over the whole corpus
+    grain-packing         the same, packed and batched by Grain itself
+
+The last five run under virtual environments of their own.
 """
 
 import json
@@ -21,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from packing import MASK_ID, REPLACE, VOCAB_SIZE, BatchShape, batches
+from packing import Batch, BatchShape, batches, batches_of_rows, masked_batches
 
 Documents = Iterator[NDArray[np.integer]]
 SHUFFLE_DOCUMENTS = 1024
@@ -79,38 +86,65 @@ def datasets_arrow(folder: Path) -> Documents:
 
 
 def mosaicml_streaming(folder: Path) -> Documents:
-    import mosaic
+    import peer_mosaic
 
-    return mosaic.documents(folder / "mds", SHUFFLE_DOCUMENTS)
+    return peer_mosaic.documents(folder / "mosaicml-streaming", SHUFFLE_DOCUMENTS)
 
 
-CONTESTANTS: dict[str, Callable[[Path], Documents]] = {
+def litdata_documents(folder: Path) -> Documents:
+    import peer_litdata
+
+    return peer_litdata.documents(folder / "litdata")
+
+
+def litdata_tokens(folder: Path, shape: BatchShape) -> Iterator[Batch]:
+    import peer_litdata
+
+    return batches_of_rows(peer_litdata.rows(folder / "litdata", shape.row_tokens), shape)
+
+
+def grain_documents(folder: Path) -> Documents:
+    import peer_grain
+
+    return peer_grain.documents(folder / "grain")
+
+
+def grain_packing(folder: Path, shape: BatchShape) -> Iterator[Batch]:
+    import peer_grain
+
+    return masked_batches(peer_grain.packed_batches(folder / "grain", shape.rows, shape.row_tokens), shape)
+
+
+READERS: dict[str, Callable[[Path], Documents]] = {
     "webdataset": webdataset_blocks,
     "webdataset-documents": webdataset_documents,
     "datasets": datasets_shuffled,
     "datasets-arrow": datasets_arrow,
     "mosaicml-streaming": mosaicml_streaming,
+    "litdata": litdata_documents,
+    "grain": grain_documents,
+}
+PACKERS: dict[str, Callable[[Path, BatchShape], Iterator[Batch]]] = {
+    "litdata-tokens": litdata_tokens,
+    "grain-packing": grain_packing,
 }
 
 
-def dstrain_steps(folder: Path, shape: BatchShape, lanes: int, prefetch_steps: int) -> Iterator[object]:
-    from dstrain.data.masking import Vocabulary
-    from dstrain.data.producer import StreamSpec
+def dstrain_steps(name: str, folder: Path, shape: BatchShape, lanes: int) -> Iterator[object]:
+    from specs import MIXTURE_WEIGHTS, mixture_folders, stream_spec
+
     from dstrain.data.stream import RowStream
 
-    spec = StreamSpec(
-        corpus=str(folder / "tokens"),
-        sequence_length=shape.row_tokens,
+    mixed = name == "dstrain-mixture"
+    spec = stream_spec(
+        mixture_folders(folder) if mixed else (folder / "tokens",),
+        weights=MIXTURE_WEIGHTS if mixed else (1.0,),
+        rows=shape.rows,
+        row_tokens=shape.row_tokens,
         lanes=lanes,
-        global_batch_rows=shape.rows,
-        seed=0,
-        shuffle_window=SHUFFLE_DOCUMENTS,
         masking_rate=shape.masking_rate,
-        masking_replace=REPLACE,
-        tokenizer=None,
-        vocabulary=Vocabulary(VOCAB_SIZE, MASK_ID, tuple(range(MASK_ID + 1))),
     )
-    return RowStream(spec, 0, 1, prefetch_steps=prefetch_steps)
+    return RowStream(spec, 0, 1, prefetch_steps=4 if name == "dstrain-background" else 0)
 
 
 def main() -> None:
@@ -120,9 +154,11 @@ def main() -> None:
     started = time.perf_counter()
     made: Iterator[object]
     if name.startswith("dstrain"):
-        made = dstrain_steps(folder, shape, settings["lanes"], 4 if name == "dstrain-background" else 0)
+        made = dstrain_steps(name, folder, shape, settings["lanes"])
+    elif name in PACKERS:
+        made = PACKERS[name](folder, shape)
     else:
-        made = batches(CONTESTANTS[name](folder), shape)
+        made = batches(READERS[name](folder), shape)
     next(made)
     first_batch_seconds = time.perf_counter() - started
     for _ in range(settings["warmup_batches"]):

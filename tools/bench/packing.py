@@ -58,6 +58,27 @@ def batches(documents: Iterator[NDArray[np.integer]], shape: BatchShape) -> Iter
         yield Batch(ids, positions, masked_positions, labels)
 
 
+def batches_of_rows(rows: Iterator[NDArray[np.integer]], shape: BatchShape) -> Iterator[Batch]:
+    """Batches of rows that are packed already; a document begins where [CLS] stands."""
+    rng = np.random.default_rng(0)
+    while True:
+        ids = np.stack([next(rows) for _ in range(shape.rows)]).astype(np.int32)
+        positions = position_ids(np.flatnonzero(ids.reshape(-1) == CLS_ID), shape)
+        masked_positions, labels = mask(ids, shape, rng)
+        yield Batch(ids, positions, masked_positions, labels)
+
+
+def masked_batches(
+    packed: Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]], shape: BatchShape
+) -> Iterator[Batch]:
+    """Batches of ids and position ids (rows, tokens) that another program has packed."""
+    rng = np.random.default_rng(0)
+    for raw_ids, positions in packed:
+        ids = raw_ids.astype(np.int32)
+        masked_positions, labels = mask(ids, shape, rng)
+        yield Batch(ids, positions.astype(np.int32, copy=False), masked_positions, labels)
+
+
 def position_ids(document_starts: NDArray[np.int64], shape: BatchShape) -> NDArray[np.int32]:
     """(rows, tokens), restarting at every document and at every row."""
     is_start = np.zeros(shape.rows * shape.row_tokens, np.bool_)

@@ -1,8 +1,8 @@
 """How fast rows come, and how soon after a resume: this project's stream beside what its users would take otherwise.
 
     python tools/bench/stream.py                            # tokens per second, every contestant on one core
-    python tools/bench/stream.py --mosaic-venv DIR --make-mosaic-venv
-    python tools/bench/stream.py --resume                   # first row at 0 % and at 99 % of 10 million documents
+    python tools/bench/stream.py --peers build/peers --make-peers   # with mosaicml-streaming, LitData and Grain
+    python tools/bench/stream.py --resume                   # first row at step 0 and at step 10⁹
 
 All contestants read the same documents (log-normal lengths: median 180 tokens, mean about 300), each from its own
 format on the local disk, pack them into full rows and mask them. They run one at a time in fresh processes pinned to
@@ -19,86 +19,89 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from corpora import documents, median_of, table, write_linked_corpus, write_tokens
 from numpy.typing import NDArray
-from packing import CLS_ID, FIRST_ORDINARY_ID, MASK_ID, REPLACE, SEP_ID, VOCAB_SIZE
+from peers import PEER_OF, PEERS, make_environment, python_of, write_format
+from specs import mixture_folders, stream_spec
 
-from dstrain.data.locate import locate
-from dstrain.data.masking import Vocabulary
-from dstrain.data.producer import StreamSpec
 from dstrain.data.stream import RowStream
-from dstrain.data.writer import write_token_shards
 
 HERE = Path(__file__).resolve().parent
 SHARD_DOCUMENTS = 10_000
-MOSAIC_REQUIREMENTS = ("mosaicml-streaming>=0.13,<0.14", "torch>=2.8,<2.14", "numpy<3")
-OURS = ("dstrain", "dstrain-background")
+FAR_STEP = 10**9
+OURS = ("dstrain", "dstrain-mixture", "dstrain-background")
 THEIRS = ("webdataset", "webdataset-documents", "datasets", "datasets-arrow")
-MOSAIC = "mosaicml-streaming"
 
 
-def documents(count: int) -> Iterator[NDArray[np.uint16]]:
-    """Random documents with realistic lengths, [CLS] and [SEP] in place."""
-    rng = np.random.default_rng(0)
-    for length in np.clip(rng.lognormal(np.log(180), 1.0, count), 4, 8000).astype(int).tolist():
-        document = rng.integers(FIRST_ORDINARY_ID, VOCAB_SIZE, length, dtype=np.uint16)
-        document[0], document[-1] = CLS_ID, SEP_ID
-        yield document
+def write_formats(folder: Path, count: int, contestants: Sequence[str], environments: Path | None) -> int:
+    """The same documents in the format of every contestant. Returns the number of tokens."""
+    everything = list(documents(count))
+    write_tokens(folder / "tokens", everything)
+    if "dstrain-mixture" in contestants:
+        sources = mixture_folders(folder)
+        for number, source in enumerate(sources):
+            write_tokens(source, everything[number :: len(sources)])
+    if "webdataset-documents" in contestants:
+        write_webdataset(folder / "documents", everything)
+    if {"datasets", "datasets-arrow"} & set(contestants):
+        write_parquet(folder / "parquet", everything)
+    peers = {PEER_OF[contestant] for contestant in contestants if contestant in PEER_OF}
+    if peers:
+        assert environments is not None
+        raw = folder / "raw"  # what the other environments make their shards from
+        raw.mkdir()
+        np.save(raw / "ids.npy", np.concatenate(everything))
+        np.save(raw / "ends.npy", np.cumsum([len(document) for document in everything]))
+        for peer in sorted(peers):
+            write_format(environments, peer, raw, folder / peer)
+    return sum(map(len, everything))
 
 
-def write_formats(folder: Path, count: int, mosaic_python: Path | None) -> int:
-    """The same documents in everybody's format. Returns the number of tokens."""
-    import pyarrow
-    import pyarrow.parquet
+def write_webdataset(folder: Path, everything: Sequence[NDArray[np.uint16]]) -> None:
+    """A tar sample per document."""
     import webdataset
 
-    everything = list(documents(count))
-    index = write_token_shards(
-        folder / "tokens", everything, vocab_size=VOCAB_SIZE, tokenizer=None, shard_bytes=1 << 23
-    )
-    for name in ("documents", "parquet", "raw"):  # raw: what the other environment makes its shards from
-        (folder / name).mkdir()
-    for number, first in enumerate(range(0, count, SHARD_DOCUMENTS)):
-        part = everything[first : first + SHARD_DOCUMENTS]
-        with webdataset.TarWriter(str(folder / "documents" / f"train-{number:06d}.tar")) as sink:
-            for place, document in enumerate(part):
+    folder.mkdir()
+    for number, first in enumerate(range(0, len(everything), SHARD_DOCUMENTS)):
+        with webdataset.TarWriter(str(folder / f"train-{number:06d}.tar")) as sink:
+            for place, document in enumerate(everything[first : first + SHARD_DOCUMENTS]):
                 sink.write({"__key__": f"{number:06d}-{place:08d}", "npy": document})
-        column = pyarrow.array(part, pyarrow.list_(pyarrow.uint16()))
-        table = pyarrow.table({"input_ids": column})
-        pyarrow.parquet.write_table(table, folder / "parquet" / f"train-{number:06d}.parquet")
-    if mosaic_python is not None:
-        np.save(folder / "raw" / "ids.npy", np.concatenate(everything))
-        np.save(folder / "raw" / "ends.npy", np.cumsum([len(document) for document in everything]))
-        arguments = [str(folder / "raw" / "ids.npy"), str(folder / "raw" / "ends.npy"), str(folder / "mds")]
-        subprocess.run([mosaic_python, HERE / "mosaic.py", *arguments], check=True)
-    return sum(shard.tokens or 0 for shard in index.shards)
 
 
-def make_mosaic_venv(folder: Path) -> None:
-    """A virtual environment of its own: its dependencies are many, and none of ours."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "pip", "install", "--quiet", *MOSAIC_REQUIREMENTS], check=True)
+def write_parquet(folder: Path, everything: Sequence[NDArray[np.uint16]]) -> None:
+    """A row per document, a list of ids."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir()
+    for number, first in enumerate(range(0, len(everything), SHARD_DOCUMENTS)):
+        part = everything[first : first + SHARD_DOCUMENTS]
+        table = pyarrow.table({"input_ids": pyarrow.array(part, pyarrow.list_(pyarrow.uint16()))})
+        pyarrow.parquet.write_table(table, folder / f"train-{number:06d}.parquet")
 
 
-def measure(name: str, settings: dict[str, Any], mosaic_python: Path | None) -> dict[str, float]:
+def measure(name: str, settings: dict[str, Any], environments: Path | None) -> dict[str, float]:
     """One round of one contestant, in a fresh process on one core (two for the background process)."""
-    python = mosaic_python if name == MOSAIC else Path(sys.executable)
+    python = Path(sys.executable)
+    if name in PEER_OF:
+        assert environments is not None
+        python = python_of(environments, PEER_OF[name])
     cores = sorted(os.sched_getaffinity(0))[: 2 if name == "dstrain-background" else 1]
-    threads = ["OMP_NUM_THREADS=1", "TOKENIZERS_PARALLELISM=false", "ARROW_NUM_THREADS=1", "HF_HUB_OFFLINE=1"]
+    environment = [
+        "OMP_NUM_THREADS=1",
+        "TOKENIZERS_PARALLELISM=false",
+        "ARROW_NUM_THREADS=1",
+        "HF_HUB_OFFLINE=1",
+        "LITDATA_DISABLE_VERSION_CHECK=1",
+        f"PYTHONPATH={HERE.parent.parent}",
+    ]
     done = subprocess.run(
-        [
-            "env",
-            *threads,
-            f"PYTHONPATH={HERE.parent.parent}",
-            str(python),
-            str(HERE / "contestants.py"),
-            name,
-            json.dumps(settings),
-        ],
+        ["env", *environment, str(python), str(HERE / "contestants.py"), name, json.dumps(settings)],
         capture_output=True,
         text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
@@ -109,14 +112,22 @@ def measure(name: str, settings: dict[str, Any], mosaic_python: Path | None) -> 
     return result
 
 
+def contestants_of(args: argparse.Namespace) -> list[str]:
+    """Who takes part: those that were asked for, and by default everybody whose environment there is."""
+    available = [*OURS, *THEIRS, *(PEER_OF if args.peers else ())]
+    if missing := [name for name in args.only or () if name not in available]:
+        raise SystemExit(f"{missing[0]} has an environment of its own; say where: --peers build/peers --make-peers")
+    return [name for name in available if not args.only or name in args.only]
+
+
 def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All rounds of all contestants; a line of the result for each."""
-    mosaic_python = args.mosaic_venv / "bin" / "python" if args.mosaic_venv else None
-    names = [
-        name for name in (*OURS, *THEIRS, *([MOSAIC] if mosaic_python else [])) if not args.only or name in args.only
-    ]
+    names = contestants_of(args)
+    for peer in PEERS if args.make_peers else ():
+        if any(PEER_OF.get(name) == peer for name in names):
+            make_environment(args.peers, peer)
     started = time.perf_counter()
-    tokens = write_formats(folder, args.documents, mosaic_python)
+    tokens = write_formats(folder, args.documents, names, args.peers)
     print(
         f"{args.documents:,} documents, {tokens:,} tokens written in {time.perf_counter() - started:.0f} s",
         file=sys.stderr,
@@ -133,7 +144,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for round_number in range(args.rounds):
         for name in random.Random(round_number).sample(names, len(names)):
-            results[name].append(measure(name, settings, mosaic_python))
+            results[name].append(measure(name, settings, args.peers))
             speed = results[name][-1]["tokens_per_second"] / 1e6
             print(f"round {round_number + 1}: {name} {speed:.2f} M tokens/s", file=sys.stderr)
     return [summary(name, rounds, results.get("dstrain")) for name, rounds in results.items()]
@@ -159,61 +170,31 @@ def summary(name: str, rounds: list[dict[str, float]], reference: list[dict[str,
     return line
 
 
-def median_of(rounds: Iterable[dict[str, float]], key: str) -> float:
-    """The median of one measurement over the rounds."""
-    return statistics.median(result[key] for result in rounds)
-
-
 def resume(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Seconds from opening the stream to the first step, at 0 % and 99 % of a corpus of many names of one shard."""
-    write_token_shards(
-        folder / "one", documents(SHARD_DOCUMENTS), vocab_size=VOCAB_SIZE, tokenizer=None, shard_bytes=1 << 40
-    )
+    """Seconds from opening the stream to the first step, at step 0 and far on, for a corpus of many shards."""
     corpus = folder / "corpus"
-    corpus.mkdir()
-    for number in range(args.resume_documents // SHARD_DOCUMENTS):
-        (corpus / f"train-{number:06d}.tar").hardlink_to(folder / "one" / "train-000000.tar")
-    count = sum(shard.summary.documents for shard in locate(str(corpus)).shards)
-    spec = StreamSpec(
-        corpus=str(corpus),
-        sequence_length=args.row_tokens,
-        lanes=args.lanes,
-        global_batch_rows=args.rows,
-        seed=0,
-        shuffle_window=1024,
-        masking_rate=args.masking_rate,
-        masking_replace=REPLACE,
-        tokenizer=None,
-        vocabulary=Vocabulary(VOCAB_SIZE, MASK_ID, tuple(range(FIRST_ORDINARY_ID))),
-    )
-    late = np.array([(0, int(0.99 * (count // args.lanes)), 1)] * args.lanes, np.int64)
+    tokens = write_linked_corpus(corpus, folder / "originals", args.resume_shards, SHARD_DOCUMENTS)
+    spec = stream_spec((corpus,), rows=args.rows, row_tokens=args.row_tokens, lanes=args.lanes)
     lines = []
     for prefetch_steps in (0, 4):
-        seconds: dict[str, list[float]] = {"start": [], "late": []}
-        for _ in range(args.rounds):
-            for place, cursors in (("start", None), ("late", late)):
+        seconds: dict[int, list[float]] = {0: [], FAR_STEP: []}
+        for round_number in range(args.rounds):
+            for step in random.Random(round_number).sample(sorted(seconds), len(seconds)):
                 started = time.perf_counter()
-                with RowStream(spec, 0, 1, cursors=cursors, prefetch_steps=prefetch_steps) as stream:
+                with RowStream(spec, 0, 1, first_step=step, prefetch_steps=prefetch_steps) as stream:
                     next(stream)
-                seconds[place].append(time.perf_counter() - started)
-        start, end = statistics.median(seconds["start"]), statistics.median(seconds["late"])
+                seconds[step].append(time.perf_counter() - started)
+        ratios = [far / near for near, far in zip(seconds[0], seconds[FAR_STEP], strict=True)]
         lines.append(
             {
-                "documents": count,
+                "tokens": tokens,
                 "background": prefetch_steps > 0,
-                "first_step_seconds_at_0_percent": round(start, 4),
-                "first_step_seconds_at_99_percent": round(end, 4),
-                "ratio": round(end / start, 3),
+                "first_row_seconds_at_step_0": round(statistics.median(seconds[0]), 4),
+                f"first_row_seconds_at_step_{FAR_STEP}": round(statistics.median(seconds[FAR_STEP]), 4),
+                "median_ratio": round(statistics.median(ratios), 3),
             }
         )
     return lines
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Aligned columns under the keys of the lines."""
-    rows = [list(lines[0]), *[[str(value) for value in line.values()] for line in lines]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def main() -> None:
@@ -225,15 +206,18 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5, help="of one measurement (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=(*OURS, *THEIRS, MOSAIC), help="these contestants")
-    parser.add_argument("--mosaic-venv", type=Path, metavar="DIR", help="environment with mosaicml-streaming")
-    parser.add_argument("--make-mosaic-venv", action="store_true", help="make it there first, with pip")
+    parser.add_argument("--only", nargs="+", choices=(*OURS, *THEIRS, *PEER_OF), help="these contestants")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help=f"environments of {', '.join(PEERS)}")
+    parser.add_argument("--make-peers", action="store_true", help="make those that are needed there first, with pip")
     parser.add_argument("--resume", action="store_true", help="measure the time to the first row instead")
-    parser.add_argument("--resume-documents", type=int, default=10_000_000)
+    parser.add_argument("--resume-shards", type=int, default=1000, help="of 10,000 documents (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a small corpus and one short round: does it run?")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if args.make_mosaic_venv:
-        make_mosaic_venv(args.mosaic_venv)
+    if args.make_peers and not args.peers:
+        parser.error("--make-peers needs a folder for them: --peers build/peers")
+    if args.quick:
+        args.documents, args.rounds, args.seconds, args.rows, args.resume_shards = 2000, 1, 0.2, 64, 4
     with tempfile.TemporaryDirectory(prefix="dstrain-bench-") as folder:
         lines = resume(args, Path(folder)) if args.resume else compare(args, Path(folder))
     print(json.dumps(lines) if args.json else table(lines))

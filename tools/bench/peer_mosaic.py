@@ -1,6 +1,6 @@
 """mosaicml-streaming for the stream benchmark: runs in a virtual environment of its own, without this project.
 
-`python mosaic.py IDS ENDS OUT` writes documents as MDS shards.
+`python peer_mosaic.py IDS ENDS OUT` writes documents as MDS shards.
 """
 
 import sys
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SHARD_BYTES = 1 << 26
+SHARD_BYTES = 1 << 23  # as large as all others'
 
 
 def import_streaming() -> ModuleType:
