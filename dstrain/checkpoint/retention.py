@@ -73,7 +73,10 @@ def lowest_is_best(best: KeepBest) -> bool:
     """Whether a low value of the metric is a good one."""
     if best.best is not None:
         return best.best == "lowest"
-    return best.metric is not None and best.metric.endswith(_BETTER_IF_LOW)
+    if best.metric is None:
+        return False
+    metric, _, _source = best.metric.partition(".")
+    return metric.endswith(_BETTER_IF_LOW)
 
 
 def examined(run_dir: Place, up_to_step: int) -> tuple[list[Candidate], list[Place]]:

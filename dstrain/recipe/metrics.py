@@ -21,13 +21,18 @@ MEASURED: dict[str, tuple[str, ...]] = {
     "sentence_extraction": _ROUGES,
 }
 
-# A number of the evaluations: `loss` as reports have it, or `valid_loss` as metrics.jsonl has it.
+# A number of the evaluations: `loss` as reports have it, or `valid_loss` as metrics.jsonl has it. `loss.web` is that of
+# the source `web`.
 Metric = Annotated[str, AfterValidator(lambda name: name.removeprefix("valid_"))]
 
 
 def not_measured(metric: str, task: str) -> str | None:
-    """What is wrong with the name of a metric; None where evaluations of the task may have it."""
+    """What is wrong with the name of a metric; None where evaluations of the task may have it.
+
+    Whether there is a source of the name behind a dot is not asked here.
+    """
     known = ("loss", *MEASURED[task])
-    if metric.removeprefix("valid_") in known:
+    name, dot, _ = metric.removeprefix("valid_").partition(".")
+    if name in known and (task == "masked_lm" or not dot):
         return None
     return f"is nothing that evaluations of {task} measure; use one of {', '.join(known)}"

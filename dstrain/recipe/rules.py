@@ -512,6 +512,18 @@ def _the_best_is_by_what_is_measured(metric: str | None, task: str) -> Verdict:
     return None if metric is None else not_measured(metric, task)
 
 
+@rule("early_stopping.metric", "data.sources")
+@rule("schedule.plateau.metric", "data.sources")
+@rule("checkpoint.keep_best.metric", "data.sources")
+def _metrics_of_sources_are_evaluated(metric: str | None, sources: Mapping[str, Any] | None) -> Verdict:
+    _, dot, name = (metric or "").partition(".")
+    evaluated = [key for key, source in (sources or {}).items() if isinstance(source, Mapping) and source.get("valid")]
+    if not dot or name in evaluated:
+        return None
+    known = f"; sources that have it: {', '.join(evaluated)}" if evaluated else ""
+    return f"is of a source {name!r} without held-out data; set data.sources.{name}.valid{known}"
+
+
 @rule("checkpoint.keep_every", "checkpoint.every_steps")
 def _kept_steps_are_saved(keep_every: int | None, every_steps: int) -> Verdict:
     if keep_every is not None and keep_every % every_steps:

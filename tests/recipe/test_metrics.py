@@ -16,6 +16,8 @@ def test_every_task_has_its_metrics() -> None:
 def test_a_metric_is_named_as_reports_or_as_the_log_has_it() -> None:
     assert EarlyStopping(metric="valid_loss").metric == KeepBest(metric="loss").metric == "loss"
     assert not_measured("valid_rouge1", "sentence_extraction") is None
+    assert not_measured("valid_perplexity.web", "masked_lm") is None, "of a source"
+    assert not_measured("rouge1.web", "sentence_extraction") is not None
     assert not_measured("rouge3", "sentence_extraction") == (
         "is nothing that evaluations of sentence_extraction measure; use one of loss, rouge1, rouge2, rougeL"
     )
