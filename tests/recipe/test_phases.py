@@ -146,7 +146,7 @@ def test_every_source_has_to_be_there(tmp_path: Path, monkeypatch: pytest.Monkey
         (["phases=[]", "train.epochs=2"], "train.epochs=2 is of which of the 2 data.sources? Each has its own epochs;"),
         (["evaluate.every_steps=9", "data.sources.web.valid=null"], "evaluate.every_steps=9 needs data.valid"),
         (
-            ["evaluate.every_steps=9", "checkpoint.keep_best.metric=loss.code"],
+            ["evaluate.every_steps=10", "checkpoint.keep_best.metric=loss.code"],
             "checkpoint.keep_best.metric=loss.code is of a source 'code' without held-out data; set "
             "data.sources.code.valid; sources that have it: web",
         ),
