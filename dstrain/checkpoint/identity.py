@@ -120,7 +120,7 @@ def row_at(identity: Identity, data_step: int, origin: tuple[int, int] = (0, 0))
     """
     first_step, row = origin
     if "phases" not in identity:
-        return row + (data_step - first_step) * int(identity.get("global_batch_rows", 0))
+        return row + (data_step - first_step) * int(identity["global_batch_rows"])
     for phase in _phases(identity):
         steps = min(phase.end, data_step) - max(phase.first_step, first_step)
         row += max(0, int(steps)) * phase.global_batch_rows

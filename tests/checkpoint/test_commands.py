@@ -199,6 +199,6 @@ def test_a_checkpoint_of_a_newer_format_is_named_and_not_passed_over(
     assert main([word.replace("RUN", str(run_dir)) for word in command]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if str(manifest) in line]
     assert error.startswith(
-        f"error: {manifest} is of checkpoint format {FORMAT + 1}, this dstrain reads up to format {FORMAT}; "
+        f"error: {manifest} is of checkpoint format {FORMAT + 1}, this dstrain reads format {FORMAT}; "
     )
     assert len(committed(run_dir)) == 3

@@ -63,7 +63,8 @@ class History:
         return path
 
     def account(self, folder: Path) -> Account:
-        saved = Saved(*self.saved_at, folder / "newest") if self.saved else None
+        step, data_step = self.saved_at
+        saved = Saved(step, data_step * ROWS, folder / "newest") if self.saved else None
         return account_of_ledger(self.write(folder), saved, self.rollbacks)
 
 
@@ -184,11 +185,11 @@ def test_an_imported_run_begins_where_its_first_checkpoint_does(tmp_path: Path) 
     history.roll_back()
     history.train(1)
     path = history.write(tmp_path)
-    saved = Saved(10, 4, tmp_path, began=(10, 4))
+    saved = Saved(10, 4 * ROWS, tmp_path, began=(10, 4 * ROWS))
     found = account_of_ledger(path, saved, {10})
     assert (found.problems, found.first_step, found.rows) == ([], 11, (4 * ROWS, 7 * ROWS - 1))
     assert "no rollback to step 10" in account_of_ledger(path, saved, set()).problems[0]
-    elsewhere = account_of_ledger(path, Saved(10, 4, tmp_path, began=(10, 3)), {10})
+    elsewhere = account_of_ledger(path, Saved(10, 4 * ROWS, tmp_path, began=(10, 3 * ROWS)), {10})
     assert "not at step 11 with row 24" in elsewhere.problems[0]
 
 
@@ -199,7 +200,7 @@ def test_a_million_steps_take_seconds_and_no_memory(tmp_path: Path) -> None:
         for step in range(1, steps + 1):
             ledger.write(f'{{"step": {step}, "rows": [{step * 8 - 8}, {step * 8 - 1}], "digest": "{step:032x}"}}\n')
     started = time.process_time()
-    found = account_of_ledger(path, Saved(90_000, 90_000, tmp_path), set())
+    found = account_of_ledger(path, Saved(90_000, 90_000 * 8, tmp_path), set())
     assert (found.problems, found.last_step) == ([], steps)
     assert time.process_time() - started < 5
 
@@ -214,7 +215,7 @@ def test_memory_does_not_grow_with_the_ledger(tmp_path: Path, monkeypatch: pytes
                 ledger.write(f'{{"step": {step}, "rows": [{step * 8 - 8}, {step * 8 - 1}], "digest": "{step:032x}"}}\n')
         tracemalloc.start()
         try:
-            assert account_of_ledger(path, Saved(steps, steps, tmp_path), set()).problems == []
+            assert account_of_ledger(path, Saved(steps, steps * 8, tmp_path), set()).problems == []
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -229,7 +230,8 @@ def test_memory_does_not_grow_with_the_ledger(tmp_path: Path, monkeypatch: pytes
 def write_manifest(run_dir: Path, step: int, data_step: int) -> None:
     folder = checkpoint_folder(run_dir, step)
     folder.mkdir(parents=True)
-    manifest = Manifest(step, data_step, step, [], 0, 0, 0.0, {}, {}, {}, {}, {}, {})
+    identity = {"global_batch_rows": ROWS}
+    manifest = Manifest(step, data_step, step, 0, 0.0, {}, identity, {}, {}, {}, {})
     (folder / "manifest.json").write_text(manifest.text())
 
 

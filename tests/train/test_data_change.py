@@ -1,5 +1,6 @@
 """`--allow data-change`: a run that goes on with other data, on two ranks, in one run folder."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,20 @@ from training import training
 from dstrain.checkpoint.commands import _verified
 from dstrain.checkpoint.data_change import DATA_CHANGE, PERMISSION
 from dstrain.checkpoint.manifest import Manifest, checkpoint_folder
+from dstrain.cli import main
+from dstrain.data.index import CORPUS_INDEX_NAME
+from dstrain.data.ledger import LEDGER_NAME, read_ledger
+from dstrain.data.row_documents import RowDocuments
+from dstrain.data.rows import digest_hex
+from dstrain.data.spec import StreamSpec
+from dstrain.data.stream import RowStream
 from dstrain.errors import UserError
 from dstrain.launch.prepare import check_recipe, write_recipe
+from dstrain.plan.timeline import make_timeline
 from dstrain.proof.account import account
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.difference import Difference
+from dstrain.recipe.load import load_recipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter
 
@@ -51,13 +62,15 @@ def test_other_data_is_refused_then_allowed_once_recorded_and_accounted_for(
 
     go_on(5, "data.seed=2", "train.global_batch_rows=16", allow=DATA_CHANGE)
     manifest = Manifest.read(checkpoint_folder(tmp_path, 5))
-    changed = ["data.seed was 1, is 2", "global_batch_rows was 8, is 16"]
-    assert manifest.data_changes == [{"step": 3, "data_step": 2, "changed": changed}]
-    assert manifest.data_step == 4, "rows 32 to 63: the numbers 24 to 31 are not used"
+    changed = [Difference("data.seed", 1, 2), Difference("train.global_batch_rows", 8, 16)]
+    assert manifest.data_changes == [
+        {"step": 3, "data_step": 3, "first_row": 24, "changed": [difference.to_json() for difference in changed]}
+    ]
+    assert (manifest.data_step, manifest.data_origin, manifest.next_row) == (5, (3, 24), 56)
     found = account(tmp_path)
     assert found.problems == []
-    assert (found.first_step, found.last_step, found.rows) == (1, 5, (0, 63))
-    assert [(one.after_step, one.first_row, list(one.changed)) for one in found.data_changes] == [(3, 32, changed)]
+    assert (found.first_step, found.last_step, found.rows) == (1, 5, (0, 55))
+    assert [(one.after_step, one.first_row, list(one.changed)) for one in found.data_changes] == [(3, 24, changed)]
     assert [_verified(checkpoint_folder(tmp_path, step)) for step in (3, 5)] == [[], []]
 
     go_on(6, "data.seed=2", "train.global_batch_rows=16")  # the permission is used up, and not needed
@@ -68,30 +81,61 @@ def test_other_data_is_refused_then_allowed_once_recorded_and_accounted_for(
     assert account(tmp_path).problems == []
 
 
-def test_shards_that_changed_under_an_unchanged_recipe_need_it_too_and_other_masks_keep_the_place(
+def test_new_data_begins_at_its_beginning_and_is_read_on_after_a_restart(
+    go_on: Callable[..., None], tmp_path: Path, tiny_corpus: Path
+) -> None:
+    """The rows of the new data are those of a run of it alone, but for their numbers and so their masks."""
+    go_on(2)
+    go_on(4, "data.seed=2", allow=DATA_CHANGE)
+    go_on(6, "data.seed=2")
+    recipe = _recipe_of(tmp_path)
+    assert isinstance(recipe, MaskedLmRecipe)
+    timeline = make_timeline(recipe, None)
+    assert timeline is not None
+    documents = RowDocuments(StreamSpec.train(recipe, timeline))
+    moved = RowDocuments(StreamSpec.train(recipe, timeline, (2, 16)))
+    for step in range(4):
+        there, here = documents.of_step(0, 1, step), moved.of_step(0, 1, step + 2)
+        assert [(piece.row + 16, piece.key, piece.offset) for piece in there] == [
+            (piece.row, piece.key, piece.offset) for piece in here
+        ]
+    ledger = {entry.step: entry for entry in read_ledger(tmp_path / LEDGER_NAME)}
+    with RowStream(StreamSpec.train(recipe, timeline, (2, 16)), 0, 1) as stream:
+        for step, rows in zip((3, 4, 5, 6), stream, strict=False):
+            assert (rows.step, digest_hex(rows.digest)) == (step - 1, ledger[step].digest)
+
+
+def test_shards_that_changed_under_an_unchanged_recipe_need_it_too_and_paths_do_not_count(
     go_on: Callable[..., None], tmp_path: Path, tiny_corpus: Path
 ) -> None:
     go_on(2)
-    go_on(4, "data.masking.rate=0.3", allow=DATA_CHANGE)
-    before, after = (Manifest.read(checkpoint_folder(tmp_path, step)) for step in (2, 4))
-    assert after.data_step == 4
-    assert all(then > now for now, then in zip(before.cursors, after.cursors, strict=True))
-    less = tmp_path / "less"
-    less.mkdir()
     shards = sorted((tiny_corpus / "train").glob("*.tar"))
+    same, less = tmp_path / "moved" / "renamed", tmp_path / "less"
+    shutil.copytree(tiny_corpus / "train", same)
+    for shard in shards:  # other names in the same order
+        for file in same.glob(f"{shard.name}*"):
+            file.unlink()
+        shutil.copyfile(shard, same / f"part-{shard.name}")
+    (same / CORPUS_INDEX_NAME).unlink()
+    tokenizer = tmp_path / "tokenizer-elsewhere"
+    shutil.copytree(_recipe_of(tmp_path).tokenizer, tokenizer)
+    assert main(["shards", "index", str(same), "--tokenizer", str(tokenizer)]) == 0
+    go_on(3, f"data.train={same}", f"tokenizer={tokenizer}")
+    assert Manifest.read(checkpoint_folder(tmp_path, 3)).data_changes == []
+
+    less.mkdir()
     for shard in shards[1:]:
-        (less / shard.name).write_bytes(shard.read_bytes())
-    go_on_less = ("data.masking.rate=0.3", f"data.train={less}")
-    (tmp_path / PERMISSION).unlink()
-    write_recipe(tmp_path, _recipe_of(tmp_path, *go_on_less))  # as if the files had changed, not the recipe
-    with pytest.raises(RankError, match="corpus was '"):
-        go_on(6, *go_on_less)
-    go_on(6, *go_on_less, allow=DATA_CHANGE)
-    assert [change["step"] for change in Manifest.read(checkpoint_folder(tmp_path, 6)).data_changes] == [2, 4]
+        shutil.copyfile(shard, less / shard.name)
+    assert main(["shards", "index", str(less), "--tokenizer", str(tokenizer)]) == 0
+    with pytest.raises(UserError, match=r"data\.train: [0-9a-f]{12}… → [0-9a-f]{12}…\n.*--allow data-change"):
+        go_on(5, f"data.train={less}")
+    write_recipe(tmp_path, _recipe_of(tmp_path, f"data.train={less}"))  # as if the files had changed later
+    with pytest.raises(RankError, match=r"was saved from other data:\n  data\.train: [0-9a-f]{12}… → "):
+        run_ranks(2, train, _recipe_of(tmp_path, "train.steps=5"), tmp_path)
+    go_on(5, f"data.train={less}", allow=DATA_CHANGE)
+    assert [change["step"] for change in Manifest.read(checkpoint_folder(tmp_path, 5)).data_changes] == [3]
     assert account(tmp_path).problems == []
 
 
 def _recipe_of(folder: Path, *overrides: str) -> Recipe:
-    from dstrain.recipe.load import load_recipe
-
     return load_recipe(folder / "recipe.yaml", overrides).recipe
