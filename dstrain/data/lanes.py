@@ -1,6 +1,6 @@
-"""Reads the lanes of one corpus: from a position of a lane's life to slices of documents, and to their tokens.
+"""Reads the lanes of one corpus: from a position of a strand's life to slices of documents, and to their tokens.
 
-Nothing here is a state of the run: what is kept of a lane is the window that it reads, which is made anew from the
+Nothing here is a state of the run: what is kept of a strand is the window that it reads, which is made anew from the
 position alone wherever a run begins.
 """
 
@@ -19,10 +19,10 @@ class _OpenWindow:
     """A window's slices in reading order, and how far it is read: slice `index` without its first `read` tokens.
 
     The columns are memoryviews: taking one number out is twice as fast as from an array. `ends` are where the slices
-    end in the lane's life.
+    end in the strand's life.
     """
 
-    first: int  # positions of the lane's life
+    first: int  # positions of the strand's life
     last: int
     ends: NDArray[np.int64]
     shards: memoryview
@@ -39,8 +39,14 @@ class _OpenWindow:
         self.position = position
 
 
+STRAND_DOCUMENTS = 64  # a strand has at least so many documents, on average
+MOST_STRANDS = 4  # of a lane
+
+
 class SourceLanes:
-    """All lanes of a corpus.
+    """All lanes of a corpus. Each is read in `strands` strands, which are what the corpus' line calls its lanes.
+
+    Strand s of lane l is number l · strands + s. There are as many as the corpus has documents for, up to four.
 
     Args:
         corpus: the documents.
@@ -61,30 +67,32 @@ class SourceLanes:
                 f"one: {remedy if corpus.total_tokens else 'give a corpus with text'}"
             )
         self.corpus = corpus
+        self.strands = min(max(corpus.total_documents // (STRAND_DOCUMENTS * lanes), 1), MOST_STRANDS)
+        window_blocks = default_window_blocks(lanes) if window_blocks is None else window_blocks
         self.line = Line(
             corpus.total_tokens,
-            lanes,
+            lanes * self.strands,
             (seed, purpose, corpus.digest),
             default_block_tokens(corpus.total_tokens, corpus.total_documents),
-            default_window_blocks(lanes) if window_blocks is None else window_blocks,
+            -(-window_blocks // self.strands),
         )
         self._windows: dict[int, _OpenWindow] = {}
 
     def keep_open(self, lanes: int) -> None:
         """Allow for the shards that the windows of so many lanes lie in."""
-        self.corpus.keep_open(lanes * (self.line.window_blocks + 1))
+        self.corpus.keep_open(lanes * self.strands * (self.line.window_blocks + 1))
 
-    def read(self, lane: int, position: int, tokens: int, slices: list[TokenIds]) -> None:
-        """Append the tokens at positions `position` … `position + tokens - 1` of a lane's life, by documents.
+    def read(self, strand: int, position: int, tokens: int, slices: list[TokenIds]) -> None:
+        """Append the tokens at positions `position` … `position + tokens - 1` of a strand's life, by documents.
 
         Raises:
             CorpusError: a shard cannot be read, or its bytes are not those that were indexed.
         """
         corpus, number = self.corpus, -1
         while tokens:
-            window = self._windows.get(lane)
+            window = self._windows.get(strand)
             if window is None or window.position != position or position == window.last:
-                window = self._window(lane, position)
+                window = self._window(strand, position)
             index, read = window.index, window.read
             lengths, starts, shards, left = window.lengths, window.starts, window.shards, tokens
             for index in range(window.index, len(lengths)):
@@ -106,11 +114,11 @@ class SourceLanes:
             window.index, window.read, window.position = index, read, position
             tokens = left
 
-    def slices(self, lane: int, position: int, tokens: int) -> Slices:
+    def slices(self, strand: int, position: int, tokens: int) -> Slices:
         """The same as places: which part of which document stands there."""
         columns: list[tuple[int, int, int]] = []
         while tokens:
-            window = self._window(lane, position)
+            window = self._window(strand, position)
             length = min(window.lengths[window.index] - window.read, tokens)
             columns.append((window.shards[window.index], window.starts[window.index] + window.read, length))
             position, tokens = position + length, tokens - length
@@ -132,13 +140,13 @@ class SourceLanes:
         order = self.line.shuffle(window, len(lengths))
         return Slices(shards[order], starts[order], lengths[order]), np.concatenate(firsts)[order]
 
-    def _window(self, lane: int, position: int) -> _OpenWindow:
-        """The window that a position of a lane's life is in, read up to there."""
-        opened = self._windows.get(lane)
+    def _window(self, strand: int, position: int) -> _OpenWindow:
+        """The window that a position of a strand's life is in, read up to there."""
+        opened = self._windows.get(strand)
         if opened is None or not opened.first <= position < opened.last:
-            window = self.line.window_at(lane, position)
+            window = self.line.window_at(strand, position)
             slices, _ = self.window_slices(window)
-            opened = self._windows[lane] = _OpenWindow(
+            opened = self._windows[strand] = _OpenWindow(
                 window.life,
                 window.life + window.tokens,
                 window.life + np.cumsum(slices.length),

@@ -111,27 +111,31 @@ class RankRows:
         buffer.step[...] = places.step
         lanes_at_once = max(1, CACHED_TOKENS // (phase.lane_rows * phase.spec.sequence_length))
         in_turn = buffer.records.items.reshape(phase.lane_rows, len(self._lanes), -1)
+        strands, positions = (places.tolist() for places in self.layout.positions(places, self._sources))
         for first in range(0, len(self._lanes), lanes_at_once):
             some = slice(first, first + lanes_at_once)
-            made = maker.make(places, some, self._read(places, some))
+            made = maker.make(places, some, self._read(strands, positions, places, some))
             buffer.digest += made.digest()
             in_turn[:, some] = made.items.reshape(-1, phase.lane_rows, made.items.shape[1]).swapaxes(0, 1)
         buffer.sources[...] = places.sources.T.reshape(-1)
 
-    def _read(self, places: RowPlaces, some: slice) -> list[TokenIds]:
+    def _read(
+        self, strands: list[list[int]], positions: list[list[int]], places: RowPlaces, some: slice
+    ) -> list[TokenIds]:
         """The tokens of the rows of some lanes, lane by lane, as slices of documents."""
         slices: list[TokenIds] = []
         length, count = places.phase.spec.sequence_length, places.phase.lane_rows
-        lanes, positions = places.lanes[some].tolist(), places.positions[some].tolist()
-        if len(self._sources) == 1:  # the rows of a lane follow one another
+        if len(self._sources) == 1:  # the rows of a lane in a step follow one another in a strand
             read = self._sources[0].read
-            for lane, lane_positions in zip(lanes, positions, strict=True):
-                read(lane, lane_positions[0], count * length, slices)
+            for lane_strands, lane_positions in zip(strands[some], positions[some], strict=True):
+                read(lane_strands[0], lane_positions[0], count * length, slices)
             return slices
         readers = [source.read for source in self._sources]
-        for lane, sources, lane_positions in zip(lanes, places.sources[some].tolist(), positions, strict=True):
-            for source, position in zip(sources, lane_positions, strict=True):
-                readers[source](lane, position, length, slices)
+        for sources, lane_strands, lane_positions in zip(
+            places.sources[some].tolist(), strands[some], positions[some], strict=True
+        ):
+            for source, strand, position in zip(sources, lane_strands, lane_positions, strict=True):
+                readers[source](strand, position, length, slices)
         return slices
 
 

@@ -104,7 +104,7 @@ class MaskedLm(Task):
         """See `Task`."""
         if not self.sources:
             return {}
-        tokens = Layout(self.spec()).phase_at(data_step).tokens_until(data_step).sum(axis=1)  # (sources,)
+        tokens = Layout(self.spec()).source_tokens(data_step)
         corpora = self._corpora.items()
         return {name: (read, read / c.total_tokens) for (name, c), read in zip(corpora, tokens.tolist(), strict=True)}
 
