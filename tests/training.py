@@ -49,6 +49,10 @@ class Poison(nn.Module):
         super().__init__()
         self.module = module
 
+    @property
+    def source_sums(self) -> Tensor | None:
+        return self.module.source_sums  # type: ignore[return-value]
+
     def forward(self, poison: str, **inputs: Tensor) -> tuple[Tensor, Tensor]:
         loss, right = self.module(**inputs)
         if poison == "loss":

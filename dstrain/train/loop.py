@@ -180,7 +180,7 @@ class Loop:
             self.report.phase("data", part=which)
 
     def _in_words(self, phase: PhasePlan) -> str:
-        """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web and 30 % code`, model keys."""
+        """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web + 30 % code`, then changed keys of the model."""
         steps = f"steps {phase.first_step + 1:,} to {phase.first_step + phase.steps:,}"
         rows = f"rows of {phase.sequence_length:,} tokens, {phase.global_batch_rows:,} a step"
         total = sum(phase.weights)
@@ -190,7 +190,7 @@ class Loop:
             if weight
         ]
         keys = [f"{name} {value:,.10g}" for name, value in phase.rope.items()]
-        return ", ".join([steps, rows, *([" and ".join(shares)] if shares else []), *keys])
+        return ", ".join([steps, rows, *([" + ".join(shares)] if shares else []), *keys])
 
     def _interval(self) -> Interval:
         """One that begins now."""
