@@ -20,6 +20,7 @@ algorithm gives in a logarithm of steps. So the row at step 10⁹ costs what the
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class Mixture:
         assert total > 0, "a mixture without weight"
         self._spacing = _prime_below(CIRCLE_POINTS // lanes)  # between two lanes
         self._circle = self._spacing * lanes
-        shares = np.cumsum([Fraction(weight) / total for weight in weights], dtype=object)
+        shares = accumulate(Fraction(weight) / total for weight in weights)
         ends = tuple(int(share * self._circle + Fraction(1, 2)) for share in shares)
         self._ends = np.array(ends, np.int64)  # of the arcs
         self._stride = _stride(ends, lanes, self._spacing)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dstrain.data.lanes import SourceLanes
-from dstrain.data.layout import Layout, PhaseLayout, RowPlaces
+from dstrain.data.layout import Int64Array, Layout, PhaseLayout, RowPlaces
 from dstrain.data.masking import Masker, Vocabulary
 from dstrain.data.packing import pack
 from dstrain.data.pair_slots import pair_slots
@@ -111,31 +111,27 @@ class RankRows:
         buffer.step[...] = places.step
         lanes_at_once = max(1, CACHED_TOKENS // (phase.lane_rows * phase.spec.sequence_length))
         in_turn = buffer.records.items.reshape(phase.lane_rows, len(self._lanes), -1)
-        strands, positions = (places.tolist() for places in self.layout.positions(places, self._sources))
+        strands, positions = self.layout.positions(places, self._sources)
         for first in range(0, len(self._lanes), lanes_at_once):
             some = slice(first, first + lanes_at_once)
-            made = maker.make(places, some, self._read(strands, positions, places, some))
+            made = maker.make(places, some, self._read(places, strands[some], positions[some], some))
             buffer.digest += made.digest()
             in_turn[:, some] = made.items.reshape(-1, phase.lane_rows, made.items.shape[1]).swapaxes(0, 1)
         buffer.sources[...] = places.sources.T.reshape(-1)
 
-    def _read(
-        self, strands: list[list[int]], positions: list[list[int]], places: RowPlaces, some: slice
-    ) -> list[TokenIds]:
+    def _read(self, places: RowPlaces, strands: Int64Array, positions: Int64Array, some: slice) -> list[TokenIds]:
         """The tokens of the rows of some lanes, lane by lane, as slices of documents."""
         slices: list[TokenIds] = []
         length, count = places.phase.spec.sequence_length, places.phase.lane_rows
         if len(self._sources) == 1:  # the rows of a lane in a step follow one another in a strand
             read = self._sources[0].read
-            for lane_strands, lane_positions in zip(strands[some], positions[some], strict=True):
-                read(lane_strands[0], lane_positions[0], count * length, slices)
+            for strand, position in zip(strands[:, 0].tolist(), positions[:, 0].tolist(), strict=True):
+                read(strand, position, count * length, slices)
             return slices
         readers = [source.read for source in self._sources]
-        for sources, lane_strands, lane_positions in zip(
-            places.sources[some].tolist(), strands[some], positions[some], strict=True
-        ):
-            for source, strand, position in zip(sources, lane_strands, lane_positions, strict=True):
-                readers[source](strand, position, length, slices)
+        columns = (places.sources[some], strands, positions)
+        for source, strand, position in zip(*(column.reshape(-1).tolist() for column in columns), strict=True):
+            readers[source](strand, position, length, slices)
         return slices
 
 

@@ -59,7 +59,7 @@ def phased_spec(tmp_path_factory: pytest.TempPathFactory) -> StreamSpec:
     rng = np.random.default_rng(1)
     vocabularies = [
         numbered_corpus(folder / name, rng.integers(0, most, documents).tolist())
-        for name, most, documents in (("a", 90, 200), ("b", 30, 100), ("c", 300, 20))
+        for name, most, documents in (("a", 90, 200), ("b", 9, 2100), ("c", 300, 20))
     ]
     phases = (
         PhaseSpec(0, 6, 16, 32, (0.3, 0.1), (0.7, 0.25, 0.05)),
