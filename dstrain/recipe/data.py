@@ -14,6 +14,12 @@ SINGLE_SOURCE = "train"  # the name of what `data.train` holds, where sources ha
 FILE_FORMATS: tuple[str, ...] = get_args(FileFormat)
 
 
+def row_range(text: RowRange) -> tuple[int, int]:
+    """First and last row of what `skip_rows` has as `1024-2047`."""
+    first, last = text.split("-")
+    return int(first), int(last)
+
+
 class MaskingRamp(Section):
     """A rate that goes in a straight line from a phase's first step to its last; without phases, over the run."""
 

@@ -23,6 +23,7 @@ from dstrain.data.rows import digest_hex
 from dstrain.errors import CheckpointError, RecipeError, UserError
 from dstrain.plan.schedule import learning_rate
 from dstrain.plan.timeline import PhasePlan
+from dstrain.recipe.data import row_range
 from dstrain.recipe.difference import Difference
 from dstrain.recipe.schema import Recipe
 from dstrain.tasks.task import StepBatch, Task, perplexity, seeded_micro_batches
@@ -180,7 +181,7 @@ class Loop:
             self.report.phase("data", part=which)
 
     def _in_words(self, phase: PhasePlan) -> str:
-        """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web + 30 % code`, then changed keys of the model."""
+        """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web + 30 % code`, and the changes to the model."""
         steps = f"steps {phase.first_step + 1:,} to {phase.first_step + phase.steps:,}"
         rows = f"rows of {phase.sequence_length:,} tokens, {phase.global_batch_rows:,} a step"
         total = sum(phase.weights)
@@ -436,12 +437,6 @@ def tested_step(run_dir: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step
-
-
-def row_range(text: str) -> tuple[int, int]:
-    """`1024-2047` as (first row, last row)."""
-    first, last = text.split("-")
-    return int(first), int(last)
 
 
 def _span(numbers: list[int]) -> str:
