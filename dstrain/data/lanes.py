@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dstrain.data.line import Line, Window, default_block_tokens, default_window_blocks
-from dstrain.data.shards import Corpus, Slices, TokenIds
+from dstrain.data.open_shard import OpenShard, TokenIds
+from dstrain.data.shards import Corpus, Slices
 from dstrain.errors import CorpusError
 
 
@@ -77,6 +78,7 @@ class SourceLanes:
             -(-window_blocks // self.strands),
         )
         self._windows: dict[int, _OpenWindow] = {}
+        self._read_last: tuple[int, OpenShard | None] = (-1, None)  # mostly that of the next slice, too
 
     def keep_open(self, lanes: int) -> None:
         """Allow for the shards that the windows of so many lanes lie in."""
@@ -88,7 +90,7 @@ class SourceLanes:
         Raises:
             CorpusError: a shard cannot be read, or its bytes are not those that were indexed.
         """
-        corpus, number = self.corpus, -1
+        number, shard = self._read_last
         while tokens:
             window = self._windows.get(strand)
             if window is None or window.position != position or position == window.last:
@@ -98,7 +100,8 @@ class SourceLanes:
             for index in range(window.index, len(lengths)):
                 if shards[index] != number:
                     number = shards[index]
-                    shard = corpus.shard(number)
+                    shard = self.corpus.shard(number)
+                assert shard is not None
                 length = lengths[index] - read
                 if length > left:
                     slices.append(shard.read(starts[index] + read, left))
@@ -113,6 +116,7 @@ class SourceLanes:
             position += tokens - left
             window.index, window.read, window.position = index, read, position
             tokens = left
+        self._read_last = number, shard
 
     def slices(self, strand: int, position: int, tokens: int) -> Slices:
         """The same as places: which part of which document stands there."""

@@ -37,7 +37,7 @@ class MappedShard:
         index = _index_of(located)
         # Most text shards have either texts or JSON; of the other there is nothing to remember.
         self.columns = {name: values for name, values in index.columns.items() if (values >= 0).any()}
-        self._block_bytes, self._digests = index.block_bytes, index.block_digests
+        self.block_bytes, self._digests = index.block_bytes, index.block_digests
         try:
             with self.path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -49,9 +49,9 @@ class MappedShard:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CorpusError(f"{self.path}: cannot be read ({error}); {self._remedy()}") from error
-        blocks = -(-len(self._mapped) // self._block_bytes)
+        blocks = -(-len(self._mapped) // self.block_bytes)
         assert len(self._digests) == blocks * DIGEST_BYTES, f"{self.path}: an index with digests of another shard"
-        self._checked = bytearray(blocks)  # 1 for each block whose digest was compared
+        self.checked = bytearray(blocks)  # 1 for each block whose digest was compared
 
     @property
     def path(self) -> Path:
@@ -61,35 +61,35 @@ class MappedShard:
     @property
     def memory_bytes(self) -> int:
         """What this takes of the process' own memory; the map is the system's."""
-        return sum(column.nbytes for column in self.columns.values()) + len(self._digests) + len(self._checked)
+        return sum(column.nbytes for column in self.columns.values()) + len(self._digests) + len(self.checked)
 
     def check(self, first: int, last: int) -> None:
         """Compare the digests of the blocks that hold the bytes first … last-1, each of them once.
 
         Raises CorpusError naming the shard, the block and its bytes.
         """
-        stop = -(-last // self._block_bytes)
-        block = self._checked.find(0, first // self._block_bytes, stop)
+        stop = -(-last // self.block_bytes)
+        block = self.checked.find(0, first // self.block_bytes, stop)
         while block >= 0:
             self._check_block(block)
-            block = self._checked.find(0, block + 1, stop)
+            block = self.checked.find(0, block + 1, stop)
 
     def _check_block(self, block: int) -> None:
-        start = block * self._block_bytes
-        with memoryview(self._mapped) as view, view[start : start + self._block_bytes] as content:
+        start = block * self.block_bytes
+        with memoryview(self._mapped) as view, view[start : start + self.block_bytes] as content:
             digest, end = xxhash.xxh3_128_digest(content), start + len(content)
         if digest != self._digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]:
             raise CorpusError(
                 f"{self.path}: block {block} (bytes {start:,} to {end:,}) is not what was indexed: the shard is "
                 f"damaged or was replaced; {self._remedy()}"
             )
-        self._checked[block] = 1
+        self.checked[block] = 1
 
     def _remedy(self) -> str:
-        folder = self.path.parent
+        check = f"dstrain shards check {shlex.quote(str(self.path.parent))}"
         return (
-            f"find such shards with `dstrain shards check {shlex.quote(str(folder))}` and copy them again, or, if the change is meant, "
-            f"{index_remedy(folder)}"
+            f"find such shards with `{check}` and copy them again, or, if the change is meant, "
+            f"{index_remedy(self.path.parent)}"
         )
 
     def bytes_at(self, first: int, size: int) -> bytes:

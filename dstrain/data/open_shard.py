@@ -44,7 +44,7 @@ class OpenShard(ABC):
 
     @property
     def ids(self) -> TokenIds:
-        """Of a token shard, the whole tar as ids, of which only what `slices` or `read` named was checked."""
+        """Of a token shard, the whole tar as ids, of which only what `read` named was checked."""
         raise AssertionError("a text shard has no ids: they are read")
 
     @property
@@ -68,14 +68,10 @@ class OpenShard(ABC):
     def _ends(self, block: int) -> NDArray[np.int64]:
         """Where each document of a block ends, in tokens of the block."""
 
-    @abstractmethod
-    def _touch(self, start: int, length: int) -> None:
-        """Check the bytes of a stretch that can be read as it lies."""
-
     def slices(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The starts and lengths of the documents' slices that hold the tokens first … last-1, none of them empty.
 
-        In a token shard their bytes are checked; a text's bytes are checked when it is read. Raises CorpusError.
+        What says where documents end is checked here, the documents when they are read. Raises CorpusError.
         """
         block = _holder(self._first_tokens, first)
         starts, lengths = [], []
@@ -91,7 +87,6 @@ class OpenShard(ABC):
 
     def _block_slices(self, block: int, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         start, ends = int(self._block_starts[block]), self._ends(block)
-        self._touch(start + first, last - first)
         inner = ends[np.searchsorted(ends, first, "right") : np.searchsorted(ends, last, "left")]
         edges = np.concatenate([[first], inner, [last]])
         starts, lengths = edges[:-1] + start, np.diff(edges)
@@ -140,6 +135,7 @@ class TokenShard(OpenShard):
         self._ids, self._itemsize = mapped.as_array(dtype), dtype.itemsize
         self._block_documents, self._ends_offsets = columns["block_documents"], columns["ends_offset"]
         starts = columns["ids_offset"] // self._itemsize  # in `ids`
+        self._checked, self._block_ids = mapped.checked, mapped.block_bytes // self._itemsize
         super().__init__(mapped, starts, columns["block_tokens"], self._block_documents)
 
     @property
@@ -148,9 +144,11 @@ class TokenShard(OpenShard):
         return self._ids
 
     def read(self, start: int, length: int) -> TokenIds:
-        """A view of `ids`."""
-        self._touch(start, length)
-        return self._ids[start : start + length]
+        """A view of `ids`. On the hot path: asks for a check only where a block was not checked yet."""
+        stop = start + length
+        if self._checked.find(0, start // self._block_ids, (stop - 1) // self._block_ids + 1) >= 0:
+            self.mapped.check(start * self._itemsize, stop * self._itemsize)
+        return self._ids[start:stop]
 
     def sample(self, document: int) -> tuple[str, int | None]:
         """The block's key, and the document's number in it."""
@@ -167,9 +165,6 @@ class TokenShard(OpenShard):
 
     def _ends(self, block: int) -> NDArray[np.int64]:
         return self.mapped.int64_at(int(self._ends_offsets[block]), int(self._block_documents[block]))
-
-    def _touch(self, start: int, length: int) -> None:
-        self.mapped.check(start * self._itemsize, (start + length) * self._itemsize)
 
 
 class TextCache:
@@ -242,9 +237,6 @@ class TextShard(OpenShard):
 
     def _ends(self, block: int) -> NDArray[np.int64]:
         return self._document_ends
-
-    def _touch(self, start: int, length: int) -> None:
-        pass  # bytes are checked when they are tokenized
 
     def _segment(self, document: int, segment: int) -> TokenIds:
         """The ids of a document's segment, with the special tokens that stand at an end of the document."""
