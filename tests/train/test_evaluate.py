@@ -57,7 +57,7 @@ def test_a_checkpoint_of_several_ranks_scores_what_the_run_has_logged(
     for mistake, says in (
         (["--step", "3"], "steps 4, 2"),
         (["--split", "test"], "no data.test"),
-        (["data.seed=9"], "data.seed was 1, is 9"),
+        (["data.seed=9"], "data.seed: 1 → 9"),
         (["data.valdi=x"], "data.valid"),
     ):
         ((code, out, err),) = run_ranks(1, command, str(run), *mistake)
