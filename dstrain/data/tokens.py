@@ -76,12 +76,16 @@ class DocumentTokenizer:
         """The same for many texts, using all cores."""
         document: list[NDArray[np.int32]] = []
         for batch in segment_batches(numbered_segments(texts), BATCH_CHARACTERS):
-            encodings = self.tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-            for (_, following), encoding in zip(batch, encodings, strict=True):
-                document.append(np.array(encoding.ids, np.int32))
+            for (_, following), ids in zip(batch, self._encode_segments([text for text, _ in batch]), strict=True):
+                document.append(ids)
                 if following == 0:
                     yield self._document(document)
                     document = []
+
+    def _encode_segments(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The library's encodings take some 150 bytes a token, so none is kept."""
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_segment(self, segment: str) -> NDArray[np.int32]:
         """The ids of a segment of a text, without specials."""

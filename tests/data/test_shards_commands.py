@@ -1,8 +1,11 @@
 """`dstrain shards …` as a user types it."""
 
+import errno
 import gzip
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,11 @@ from data_support import numbered_corpus, sentences, write_small_tokenizer
 
 from dstrain.cli import main
 from dstrain.data.check import check_corpus
+from dstrain.data.index import ShardIndex, write_shard_index
 from dstrain.data.shards import Corpus
+from dstrain.data.sources import read_texts, source_files
 from dstrain.data.tokens import load_document_tokenizer
+from dstrain.data.writer import write_text_shards
 
 
 def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
@@ -27,7 +33,7 @@ def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
 def texts_of(folder: Path) -> list[str]:
     corpus = Corpus.open(str(folder))
     return [
-        corpus.shard(shard).text(document)
+        corpus.mapped_shard(shard).text(document, "text")
         for shard, count in enumerate(corpus.document_counts)
         for document in range(count)
     ]
@@ -63,9 +69,8 @@ def test_build_token_shards_and_split(tmp_path: Path, capsys: pytest.CaptureFixt
     for split in ("train", "valid"):
         corpus = Corpus.open(str(out / split))
         assert corpus.tokenizer_digest == encoder.digest
-        assert (corpus.kind, corpus.total_tokens is not None) == ("tokens", True)
         found[split] = [
-            corpus.document(shard, document).astype(np.int32).tobytes()
+            corpus.shard(shard).read_document(document).astype(np.int32).tobytes()
             for shard, count in enumerate(corpus.document_counts)
             for document in range(count)
         ]
@@ -165,14 +170,144 @@ def test_a_wrong_field_does_not_fill_the_screen(tmp_path: Path, capsys: pytest.C
     assert main(["shards", "check", str(tmp_path / "s.tar"), "--field", "body"]) == 0
 
 
-def test_index_counts_the_tokens_of_texts(tmp_path: Path) -> None:
+def test_index_counts_the_tokens_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["the cat", "", "dog"])
     tokenizer = write_small_tokenizer(tmp_path / "tokenizer")
     assert main(["shards", "build", str(source), "--out", str(tmp_path / "out")]) == 0
-    assert Corpus.open(str(tmp_path / "out")).total_tokens is None
+    capsys.readouterr()
     assert main(["shards", "index", str(tmp_path / "out"), "--tokenizer", str(tokenizer)]) == 0
-    assert Corpus.open(str(tmp_path / "out")).total_tokens == 7
+    assert capsys.readouterr().out == f"3 documents, 7 tokens in 1 shards indexed in {tmp_path / 'out'}\n"
+    assert len(list((tmp_path / "out").glob("*.tokens.json"))) == 1
     assert main(["shards", "check", str(tmp_path / "out")]) == 0
+
+
+def test_index_lists_what_cannot_be_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    for name, content in (("a.txt", b"the cat"), ("b.txt", b"\xff")):
+        (source / name).write_bytes(content)
+    subprocess.run(["tar", "--sort=name", "-C", source, "-cf", tmp_path / "s.tar", "."], check=True)
+    tokenizer = write_small_tokenizer(tmp_path / "tokenizer")
+    assert main(["shards", "index", str(tmp_path), "--tokenizer", str(tokenizer)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"2 documents, 4 tokens in 1 shards indexed in {tmp_path}\n"
+    assert printed.err == (
+        "1 samples cannot be read and have no tokens, among them:\n"
+        f"{tmp_path}/s.tar: sample './b': not UTF-8 at byte 0 of the text\n"
+    )
+
+
+def test_index_keeps_the_tokenizer_of_shards_that_did_not_change(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    tokenizer, out = write_small_tokenizer(tmp_path / "tokenizer"), tmp_path / "out"
+    assert main(["shards", "build", str(source), "--out", str(out), "--tokenizer", str(tokenizer)]) == 0
+    digest = load_document_tokenizer(tokenizer).digest
+    before = (out / "index.json").read_bytes()
+    assert main(["shards", "index", str(out)]) == 0
+    assert (out / "index.json").read_bytes() == before
+    numbered_corpus(tmp_path / "other", [3] * 5)
+    (tmp_path / "other" / "train-000000.tar").rename(out / "train-000001.tar")
+    assert main(["shards", "index", str(out)]) == 0
+    assert Corpus.open(str(out)).tokenizer_digest is None
+    assert main(["shards", "index", str(out), "--tokenizer", str(tokenizer)]) == 0
+    assert Corpus.open(str(out)).tokenizer_digest == digest
+
+
+def test_index_refuses_a_tokenizer_that_cannot_have_made_the_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbered_corpus(tmp_path / "corpus", [1] * 100)
+    tokenizer = write_small_tokenizer(tmp_path / "tokenizer")
+    assert main(["shards", "index", str(tmp_path / "corpus"), "--tokenizer", str(tokenizer)]) == 2
+    assert "holds token id 104, but" in capsys.readouterr().err
+    assert Corpus.open(str(tmp_path / "corpus")).tokenizer_digest is None
+
+
+# ---------------------------------------------------------------- builds that do not end well
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "out"
+    build = ["shards", "build", str(source), "--out", str(out), "--shard-mb", "0.02"]
+    written = []
+
+    def fill(shard: Path, index: ShardIndex) -> None:
+        written.append(shard)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_shard_index(shard, index)
+
+    with monkeypatch.context() as full:
+        full.setattr("dstrain.data.writer.write_shard_index", fill)
+        assert main(build) == 2
+    message = f"{out}: cannot be written ([Errno 28] No space left on device); make room, or give another folder"
+    assert message in capsys.readouterr().err
+    assert len(written) == 3 and not list(out.iterdir())
+    assert main(build) == 0
+    assert not (out / ".unfinished").exists() and texts_of(out) == TEXTS
+
+
+def test_a_build_that_was_killed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether in the middle of a shard or between two, with any number of shards whole."""
+    out = tmp_path / "out"
+    script = (
+        "import os, pathlib, sys\n"
+        "from dstrain.data.writer import write_text_shards\n"
+        "def texts():\n"
+        "    yield from ['a' * 5000] * 10\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "write_text_shards(pathlib.Path(sys.argv[1]), texts(), shard_bytes=10_000)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(out)])
+    assert killed.returncode == -9 and len(list(out.glob("*.tar"))) > 2
+    source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    for command in (
+        ["shards", "check", str(out)],
+        ["shards", "index", str(out)],
+        ["shards", "cat", f"{out}/train-000000.tar"],
+        ["shards", "build", str(out), "--out", str(tmp_path / "copy")],
+        ["shards", "build", str(source), "--out", str(out)],
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert f"{out}: an unfinished build" in error and f"`rm -r {out}`" in error
+
+
+def test_many_shards_as_a_source_take_a_look_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one at all of them for each: that was quadratic."""
+    write_text_shards(tmp_path / "many", (f"text {number}" for number in range(400)), shard_bytes=1)
+    assert len(list((tmp_path / "many").glob("*.tar"))) == 400
+    files = source_files([str(tmp_path / "many")])
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: (listed.append(folder), scandir(folder))[1])
+    assert list(read_texts(files)) == [f"text {number}" for number in range(400)]
+    assert len(listed) < 5
+
+
+def test_the_memory_of_a_build_does_not_follow_a_giant_document(tmp_path: Path) -> None:
+    """Beside the text itself and its ids: tokenizing it at once would take dozens of times its size."""
+    tokenizer = write_small_tokenizer(tmp_path / "tokenizer")
+    script = (
+        "import pathlib, resource, sys\n"
+        "from dstrain.data.tokens import load_document_tokenizer\n"
+        "from dstrain.data.writer import write_token_shards\n"
+        "tokenizer = load_document_tokenizer(sys.argv[1])\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10\n"
+        "def build(name, texts):\n"
+        "    write_token_shards(pathlib.Path(sys.argv[2]) / name, tokenizer.encode_many(texts), vocab_size=19,\n"
+        "                       tokenizer=tokenizer.digest)\n"
+        "build('small', ['the cat sat on mat ' * 3000] * 100)\n"
+        "before = peak()\n"
+        "build('large', ['the cat sat on mat ' * 1_000_000])\n"
+        "print(peak() - before)\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(tokenizer), str(tmp_path)], capture_output=True, text=True, check=True
+    ).stdout
+    assert int(out) < 8 * 19_000_000, "of a text of 19 MB"
 
 
 def test_cat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
