@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     _ckpt(commands)
     _report(commands)
     _ledger(commands)
+    _find(commands)
+    _rows(commands)
     _replay(commands)
     _verify_resume(commands)
     _drill(commands)
@@ -306,6 +308,30 @@ def _ledger(commands: "_Commands[argparse.ArgumentParser]") -> None:
     command = _add(commands, "ledger", "dstrain.proof.account:ledger_command", text)
     command.add_argument("run", metavar="RUN", help="a run's folder")
     command.add_argument("other", metavar="RUN2", nargs="?", help="the run to compare with")
+    _json(command)
+
+
+def _find(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    text = (
+        "find every step and row of a run in which a document was trained on, or will be; exit code 1 if there is none"
+    )
+    command = _add(commands, "find", "dstrain.proof.find_command:find_command", text)
+    command.add_argument("run", metavar="RUN", help="a run's folder")
+    text = "a document by its shard and its key, and its number where a sample holds several"
+    command.add_argument("document", metavar="SHARD:KEY[:NUMBER]", nargs="?", help=text)
+    command.add_argument("--text-file", metavar="FILE", help="a document by its text")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="as in data.train=where/it/is/now")
+    _json(command)
+
+
+def _rows(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    text = "show the rows of some steps as the model sees them: documents, masks, token ids; without a model"
+    command = _add(commands, "rows", "dstrain.proof.rows_command:rows_command", text)
+    command.add_argument("source", metavar="RECIPE|RUN", help="a YAML file, or a run's folder")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="replaces a value, as in data.seed=2")
+    command.add_argument("--steps", metavar="A-B", help="which steps, from 1 (default: that of --row)")
+    command.add_argument("--row", type=int, metavar="K", help="only the row with this number (default: all)")
+    command.add_argument("--decode", action="store_true", help="tokens as text, in JSON beside the ids")
     _json(command)
 
 

@@ -56,6 +56,8 @@ assert not heavy, heavy
         "ckpt release",
         "report",
         "ledger",
+        "find",
+        "rows",
         "predict",
     ],
 )

@@ -110,33 +110,38 @@ def contents_of(identity: Identity) -> dict[str, SourceContent]:
 # ---------------------------------------------------------------- how many rows
 
 
-def row_at(identity: Identity, data_step: int, origin: tuple[int, int] = (0, 0)) -> int:
-    """The number of the first row of a global batch; that of the first row beyond the data steps before it.
+class GlobalBatches:
+    """The rows of every global batch.
 
     Args:
         identity: of the data.
-        data_step: which global batch, from that of `origin` on.
-        origin: the data step and the row with which the data began.
+        origin: the data step and the row with which it began.
     """
-    first_step, row = origin
-    if "phases" not in identity:
-        return row + (data_step - first_step) * int(identity["global_batch_rows"])
-    for phase in _phases(identity):
-        steps = min(phase.end, data_step) - max(phase.first_step, first_step)
-        row += max(0, int(steps)) * phase.global_batch_rows
-    return row
 
+    def __init__(self, identity: Identity, origin: tuple[int, int] = (0, 0)) -> None:
+        self.origin = origin
+        first_step, row = origin
+        phases = _phases(identity) if "phases" in identity else [_only_phase(identity)]
+        self._begun: list[tuple[int, int, int]] = []  # of each phase: its first data step, first row, rows of a batch
+        for phase in phases:
+            if phase.end > first_step:
+                begins = max(phase.first_step, first_step)
+                self._begun.append((begins, row, phase.global_batch_rows))
+                row += 0 if math.isinf(phase.end) else int(phase.end - begins) * phase.global_batch_rows
 
-def step_of_row(identity: Identity, row: int, origin: tuple[int, int] = (0, 0)) -> int:
-    """The global batch that a row is in, from that of `origin` on: the inverse of `row_at`."""
-    first_step, before = origin
-    for phase in _phases(identity) if "phases" in identity else [_only_phase(identity)]:
-        begins = max(phase.first_step, first_step)
-        step = begins + (row - before) // phase.global_batch_rows
-        if step < phase.end:
-            return step
-        before += max(0, int(phase.end - begins)) * phase.global_batch_rows
-    raise AssertionError("the last phase has no end")
+    def first_row(self, data_step: int) -> int:
+        """The number of a global batch's first row: how many rows there are in all before it."""
+        first_step, row, rows = next(
+            (phase for phase in reversed(self._begun) if phase[0] <= data_step), self._begun[0]
+        )
+        return row + (data_step - first_step) * rows
+
+    def step_of(self, row: int) -> int:
+        """The global batch that a row is in."""
+        first_step, first_row, rows = next(
+            (phase for phase in reversed(self._begun) if phase[1] <= row), self._begun[0]
+        )
+        return first_step + (row - first_row) // rows
 
 
 # ---------------------------------------------------------------- what differs

@@ -15,7 +15,7 @@ from dstrain.checkpoint.commit import explain_os_error
 from dstrain.checkpoint.foreign import open_foreign, renamed
 from dstrain.checkpoint.foreign_piece import Foreign, ForeignPiece
 from dstrain.checkpoint.fragments import MOMENTS, fragment_key
-from dstrain.checkpoint.identity import Identity, row_at, step_of_row
+from dstrain.checkpoint.identity import GlobalBatches, Identity
 from dstrain.checkpoint.manifest import Manifest, checkpoints_of, committed
 from dstrain.checkpoint.store import Place
 from dstrain.checkpoint.store_owner import owned_store
@@ -170,11 +170,12 @@ def _named(what: str, names: list[str]) -> str:
 
 def _data_step(identity: Identity, first_row: int) -> int:
     """The data step that begins with a row."""
-    data_step = step_of_row(identity, max(first_row, 0))
-    if row_at(identity, data_step) != first_row:
+    batches = GlobalBatches(identity)
+    data_step = batches.step_of(max(first_row, 0))
+    if batches.first_row(data_step) != first_row:
         raise CheckpointError(
             f"--rows {first_row}: the data goes on at the beginning of a global batch; give "
-            f"{row_at(identity, data_step)} or {row_at(identity, data_step + 1)}"
+            f"{batches.first_row(data_step)} or {batches.first_row(data_step + 1)}"
         )
     return data_step
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import yaml
 
-from dstrain.checkpoint.identity import row_at
+from dstrain.checkpoint.identity import GlobalBatches
 from dstrain.checkpoint.store import Place, StorePath
 from dstrain.errors import CheckpointError
 
@@ -71,7 +71,7 @@ class Manifest:
     @property
     def next_row(self) -> int:
         """The row with which the data goes on after this checkpoint."""
-        return row_at(self.identity, self.data_step, self.data_origin)
+        return GlobalBatches(self.identity, self.data_origin).first_row(self.data_step)
 
     def text(self) -> str:
         """The file's content, with a digest of the rest at its end, so that no byte of it can flip unseen."""
@@ -180,6 +180,22 @@ def committed(run_dir: Place) -> list[Place]:
         return []
     except OSError as error:
         raise CheckpointError(f"{where}: {error.strerror or error}") from error
+
+
+def newest_manifest(run_dir: Place) -> Manifest | None:
+    """The newest manifest of a run that can be read; None without any. Damaged ones are passed over, as a resume does.
+
+    Raises:
+        OtherFormatError: the newest sound one is of another version.
+    """
+    for folder in committed(run_dir):
+        try:
+            return Manifest.read(folder)
+        except OtherFormatError:
+            raise
+        except CheckpointError:
+            continue
+    return None
 
 
 def best_folder(folders: list[Place]) -> Place | None:

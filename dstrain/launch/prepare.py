@@ -8,17 +8,17 @@ makes DIR ready for one more attempt and prints that attempt's number; the plain
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dstrain.checkpoint.data_change import DATA_CHANGE, changes, permit
 from dstrain.checkpoint.identity import Identity, stream_identity
-from dstrain.checkpoint.manifest import Manifest, OtherFormatError, checkpoints_of, committed
+from dstrain.checkpoint.manifest import checkpoints_of, newest_manifest
 from dstrain.checkpoint.store import StorePath
 from dstrain.checkpoint.store_owner import claim
 from dstrain.data.shards import Corpus
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
-from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, CheckpointError, UserError
+from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.launch.run_folder import newest_checkpoint_step, next_attempt
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.difference import Difference
@@ -68,23 +68,12 @@ def data_differences(run_dir: Path, recipe: Recipe) -> list[Difference]:
         OtherFormatError: the checkpoint is of another law of the data.
         CorpusError: the shards cannot be read.
     """
-    manifest = next(_manifests(run_dir), None)
+    manifest = newest_manifest(run_dir)
     if manifest is None or not isinstance(recipe, MaskedLmRecipe) or manifest.identity.get("task") != recipe.task:
         return []
     identity = identity_of(recipe)
     base = {"base": manifest.identity["base"]} if "base" in manifest.identity else {}  # known once the model is built
     return changes(manifest, identity | base)
-
-
-def _manifests(run_dir: Path) -> Iterator[Manifest]:
-    """Those of a run's checkpoints, newest first, but for damaged ones, which a resume passes over too."""
-    for folder in committed(run_dir):
-        try:
-            yield Manifest.read(folder)
-        except OtherFormatError:
-            raise
-        except CheckpointError:
-            continue
 
 
 def identity_of(recipe: MaskedLmRecipe) -> Identity:

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, committed
+from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, committed, newest_manifest
 from dstrain.checkpoint.store import Place
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, compare_ledgers, read_all_backwards, read_ledger
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, CheckpointError, CorpusError
+from dstrain.proof.documents import account_of_documents, documents_text
 from dstrain.recipe.difference import Difference
 
 PROBLEMS_KEPT = 20  # the first ones of a run; a broken ledger has no end of them
@@ -231,7 +232,14 @@ def ledger_command(args: Namespace) -> int:
     path = _ledger_of(args.run)
     found = account(path.parent)
     report: dict[str, Any] = asdict(found)
-    lines, good = [account_text(found)], not found.problems
+    lines, good = account_lines(found), not found.problems
+    if good:
+        dropped = [dropped.rows for dropped in found.dropped]
+        documents = account_of_documents(path.parent, newest_manifest(path.parent), dropped)
+        if documents is not None:
+            lines += documents_text(documents) + [f"  problem      {problem}" for problem in documents.problems]
+            report["documents"] = asdict(documents)
+            good = not documents.problems
     if args.other is not None:
         other = _ledger_of(args.other)
         comparison = compare_ledgers(path, other)
@@ -250,7 +258,7 @@ def ledger_command(args: Namespace) -> int:
     return EXIT_DONE if good else EXIT_FAILURE
 
 
-def account_text(found: Account) -> str:
+def account_lines(found: Account) -> list[str]:
     """An account for people."""
     if found.checkpoint_step is None:
         proved = "there is no checkpoint yet"
@@ -277,7 +285,7 @@ def account_text(found: Account) -> str:
         f"{'; '.join(map(str, change.changed))}"
         for change in found.data_changes
     ]
-    return "\n".join([*lines, *(f"  problem      {problem}" for problem in found.problems)])
+    return [*lines, *(f"  problem      {problem}" for problem in found.problems)]
 
 
 def _ledger_of(run: str) -> Path:

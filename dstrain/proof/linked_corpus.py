@@ -46,8 +46,7 @@ def next_shard(recipe: MaskedLmRecipe, checkpoint: Path) -> Path:
     data = TrainingData.open(recipe, manifest.data_origin)
     places = data.layout.places(manifest.data_step, np.zeros(1, np.int64))
     lanes = data.lanes[int(places.sources[0, 0])]
-    strands, positions = data.layout.positions(places, data.lanes)
-    slices = lanes.slices(int(strands[0, 0]), int(positions[0, 0]), 1)
+    slices = lanes.slices(0, int(places.positions[0, 0]), 1)
     return lanes.corpus.shard_path(int(slices.shard[0]))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dstrain.checkpoint.identity import step_of_row
+from dstrain.checkpoint.identity import GlobalBatches
 from dstrain.data.ledger import LedgerEntry
 from dstrain.data.rows import digest_hex
 from dstrain.errors import CheckpointError, UserError
@@ -240,7 +240,7 @@ def _restore(rehearsal: _Rehearsal, history: StepHistory) -> None:
 def _data_step(rehearsal: _Rehearsal, history: StepHistory, entry: LedgerEntry) -> int:
     """Which global batch a step consumed, going by its first row."""
     task = rehearsal.task
-    data_step = step_of_row(task.identity(), entry.rows[0], task.origin)
+    data_step = GlobalBatches(task.identity(), task.origin).step_of(entry.rows[0])
     done = 0 if history.source is None else history.source.manifest.data_step
     if data_step < done or task.first_row(data_step) != entry.rows[0]:
         where = (

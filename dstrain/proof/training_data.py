@@ -1,12 +1,13 @@
 """What the rows of a pretraining run are made of, opened: corpora, tokenizer, phases, and where each row lies."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from dstrain.checkpoint.data_change import changes
-from dstrain.checkpoint.identity import Identity, stream_identity
-from dstrain.checkpoint.manifest import Manifest
+from dstrain.checkpoint.data_change import changes, on_other_data, permitted
+from dstrain.checkpoint.identity import GlobalBatches, Identity, stream_identity
+from dstrain.checkpoint.manifest import Manifest, newest_manifest
 from dstrain.data.lanes import SourceLanes
 from dstrain.data.layout import Layout
 from dstrain.data.shards import Corpus
@@ -15,7 +16,13 @@ from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import UserError
 from dstrain.launch.prepare import open_sources
 from dstrain.plan.timeline import Timeline, make_timeline
+from dstrain.proof.data_steps import RunBatches
+from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe
+
+
+class OtherDataError(UserError):
+    """A run was trained on other data than what its recipe names now."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,7 @@ class TrainingData:
         assert timeline is not None, "all sizes are known"
         identity = stream_identity(recipe, timeline, corpora, tokenizer.digest)
         spec = StreamSpec.train(recipe, timeline, origin)
-        lanes = tuple(
-            SourceLanes(corpus, spec.lanes, spec.seed, spec.purpose, spec.shuffle_window) for corpus in corpora.values()
-        )
+        lanes = tuple(SourceLanes(corpus, spec) for corpus in corpora.values())
         return cls(recipe, tokenizer, timeline, identity, spec, Layout(spec), lanes)
 
     @classmethod
@@ -58,19 +63,51 @@ class TrainingData:
 
         Raises:
             CorpusError: shards or tokenizer cannot be used as they are.
-            UserError: they are not what the run was trained on.
+            OtherDataError: they are not what the run was trained on.
         """
+        data = cls.open(recipe)
         if manifest is None:
-            return cls.open(recipe)
-        data = cls.open(recipe, manifest.data_origin)
+            return data
         base = {"base": manifest.identity["base"]} if "base" in manifest.identity else {}
-        if changed := changes(manifest, data.identity | base):
-            raise UserError(
+        identity = data.identity | base
+        manifest = on_other_data(manifest, permitted(run), identity)  # which may not have been saved yet
+        if changed := changes(manifest, identity):
+            raise OtherDataError(
                 f"{run} was trained on other data than its recipe names now:\n  "
                 + "\n  ".join(map(str, changed))
                 + "\nput back what changed, or name the data as in data.train=PATH"
             )
-        return data
+        return data.begun_at(manifest.data_origin)
+
+    def begun_at(self, origin: tuple[int, int]) -> Self:
+        """The same data for a run that went on with it at a data step and a row."""
+        spec = StreamSpec.train(self.recipe, self.timeline, origin)
+        return replace(self, spec=spec, layout=Layout(spec))
+
+    @classmethod
+    def of(cls, source: str, overrides: Sequence[str]) -> tuple[Self, RunBatches]:
+        """Open the data of a recipe's file or of a run's folder, and say what its global batches were or will be.
+
+        Raises:
+            UserError: there is none, its rows are of no shards, or the data cannot be opened, or is not the run's.
+        """
+        path = Path(source)
+        is_run = path.is_dir()
+        if is_run and not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is no run's folder: it has no recipe.yaml; give what `dstrain run` wrote into")
+        recipe = load_recipe(path / "recipe.yaml" if is_run else source, overrides).recipe
+        if not isinstance(recipe, MaskedLmRecipe):
+            raise UserError(
+                f"{source} is of task {recipe.task}, whose rows are no parts of shards; give one of masked_lm"
+            )
+        data = cls.of_run(path, recipe, newest_manifest(path)) if is_run else cls.open(recipe)
+        rows = GlobalBatches(data.identity, data.origin)
+        return data, RunBatches(path if is_run else None, rows, recipe, data.timeline.total_steps)
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """The data step and the row with which the run went on with this data."""
+        return self.spec.first_step, self.spec.first_row
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:

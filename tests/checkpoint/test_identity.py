@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dstrain.checkpoint.identity import Identity, contents_of, differences, row_at, step_of_row
+from dstrain.checkpoint.identity import GlobalBatches, Identity, contents_of, differences
 from dstrain.recipe.difference import Difference, shown
 
 WEB, CODE, BOOKS = ("a" * 64, "b" * 64, "c" * 64)
@@ -210,17 +210,17 @@ def test_rows_follow_from_data_steps_and_the_other_way_round(
     found, batches = run
     first_step = data.draw(st.integers(0, len(batches) - 1))
     origin = (first_step, data.draw(st.sampled_from([0, 5, 1000])))
-    row = origin[1]
+    row, rows = origin[1], GlobalBatches(found, origin)
     for step in range(first_step, len(batches)):
-        assert row_at(found, step, origin) == row
-        assert {step_of_row(found, row + number, origin) for number in range(batches[step])} == {step}
+        assert rows.first_row(step) == row
+        assert {rows.step_of(row + number) for number in range(batches[step])} == {step}
         row += batches[step]
 
 
 def test_rows_of_tasks_on_examples_are_of_one_batch() -> None:
     examples: dict[str, Any] = {"global_batch_rows": 8}
-    assert (row_at(examples, 5), row_at(examples, 5, (3, 100))) == (40, 116)
-    assert (step_of_row(examples, 47), step_of_row(examples, 116, (3, 100))) == (5, 5)
+    assert (GlobalBatches(examples).first_row(5), GlobalBatches(examples, (3, 100)).first_row(5)) == (40, 116)
+    assert (GlobalBatches(examples).step_of(47), GlobalBatches(examples, (3, 100)).step_of(116)) == (5, 5)
 
 
 def test_it_needs_no_torch() -> None:
