@@ -135,4 +135,6 @@ def corpora(recipe: Recipe) -> list[tuple[str, str]]:
     """Location and text key of each corpus of shards."""
     if not isinstance(recipe, MaskedLmRecipe):
         return []
-    return [(location, recipe.data.text_field) for location in (recipe.data.train, recipe.data.valid) if location]
+    sources = recipe.data.training_sources.values()
+    locations = [recipe.data.valid, *(place for source in sources for place in (source.shards, source.valid))]
+    return [(location, recipe.data.text_field) for location in locations if location is not None]

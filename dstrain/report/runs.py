@@ -228,12 +228,20 @@ def _settings(recipe: Recipe) -> dict[str, str]:
         "task": recipe.task,
         "model": f"{model.architecture}{size}",
         "weights": f"pretrained: {_shown(model.pretrained)}" if model.pretrained else f"random, seed {train.seed}",
-        "data": _shown(recipe.data.train),
+        "data": _data(recipe),
         "batch": f"{train.global_batch_rows} rows × {recipe.data.row_tokens} tokens",
         "optimizer": f"{optimizer.name}, {optimizer.learning_rate:g} {recipe.schedule.name}",
         "numerics": f"{train.precision}, ZeRO-{train.zero.stage}{offload}"
         + (", activation checkpointing" if model.activation_checkpointing else ""),
     }
+
+
+def _data(recipe: Recipe) -> str:
+    """Where the training data lies; of a mixture, with the names of its sources."""
+    if not isinstance(recipe, MaskedLmRecipe):
+        return _shown(recipe.data.train)
+    shards = {name: _shown(source.shards) for name, source in recipe.data.training_sources.items()}
+    return ", ".join(f"{name}: {where}" for name, where in shards.items()) if recipe.data.sources else shards["train"]
 
 
 def _shown(path: str) -> str:
