@@ -216,6 +216,17 @@ class TokenCounter:
                 self._write_summary(folder, summary.with_shards(located.table.digests[own], tokens[own], bad[own]))
         return CorpusCounts(tokens, bad, kept)
 
+    def known_tokens(self, located: Located) -> int | None:
+        """The tokens of all shards where every one was counted before, else None. Reads the folders' counts alone."""
+        total = 0
+        for number, folder in enumerate(located.folders):
+            own = np.flatnonzero(located.folder_numbers == number)
+            tokens, _ = self._read_summary(folder).look_up(located.table.digests[own])
+            if (tokens < 0).any():
+                return None
+            total += int(tokens.sum())
+        return total
+
     def _obtain(self, mapped: MappedShard, anew: bool) -> tuple[TokenCounts, bool]:
         """A shard's counts, and whether they are kept beside it."""
         counts = None if anew else self.counts_of(mapped)

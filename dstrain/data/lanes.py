@@ -1,6 +1,6 @@
-"""Reads the lanes of one corpus: from a position of a strand's life to slices of documents, and to their tokens.
+"""Reads the lanes of one corpus: from a position of a lane's life to slices of documents, and to their tokens.
 
-Nothing here is a state of the run: what is kept of a strand is the window that it reads, which is made anew from the
+Nothing here is a state of the run: what is kept of a lane is the window that it reads, which is made anew from the
 position alone wherever a run begins.
 """
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dstrain.data.line import Line, Window, default_block_tokens, default_window_blocks
 from dstrain.data.open_shard import OpenShard, TokenIds
 from dstrain.data.shards import Corpus, Slices
+from dstrain.data.spec import StreamSpec
 from dstrain.errors import CorpusError
 
 
@@ -20,10 +21,10 @@ class _OpenWindow:
     """A window's slices in reading order, and how far it is read: slice `index` without its first `read` tokens.
 
     The columns are memoryviews: taking one number out is twice as fast as from an array. `ends` are where the slices
-    end in the strand's life.
+    end in the lane's life.
     """
 
-    first: int  # positions of the strand's life
+    first: int  # positions of the lane's life
     last: int
     ends: NDArray[np.int64]
     shards: memoryview
@@ -40,61 +41,52 @@ class _OpenWindow:
         self.position = position
 
 
-STRAND_DOCUMENTS = 64  # a strand has at least so many documents, on average
-MOST_STRANDS = 4  # of a lane
-
-
 class SourceLanes:
-    """All lanes of a corpus. Each is read in `strands` strands, which are what the corpus' line calls its lanes.
-
-    Strand s of lane l is number l · strands + s. There are as many as the corpus has documents for, up to four.
+    """All lanes of a corpus.
 
     Args:
         corpus: the documents.
-        lanes: number of lanes.
-        seed: of the run's data.
-        purpose: what the rows are for; training and validation have orders of their own.
-        window_blocks: blocks of a lane that are shuffled together; None for the default.
+        spec: of the stream that they are read for.
 
     Raises:
         CorpusError: there is not a token for each lane.
     """
 
-    def __init__(self, corpus: Corpus, lanes: int, seed: int, purpose: str, window_blocks: int | None) -> None:
-        if corpus.total_tokens < lanes:
-            remedy = f"use data.lanes={max(corpus.total_tokens, 1)} at most, or more text"
+    def __init__(self, corpus: Corpus, spec: StreamSpec) -> None:
+        tokens, documents, lanes = corpus.total_tokens, corpus.total_documents, spec.lanes
+        if tokens < lanes:
+            remedy = f"use data.lanes={tokens} at most, or more text" if tokens else "give a corpus with text"
             raise CorpusError(
-                f"data.lanes={lanes}, but the {purpose} corpus has {corpus.total_tokens:,} tokens, and each lane needs "
-                f"one: {remedy if corpus.total_tokens else 'give a corpus with text'}"
+                f"data.lanes={lanes}, but the {spec.purpose} corpus has {tokens:,} tokens, and each lane needs one: "
+                f"{remedy}"
             )
         self.corpus = corpus
-        self.strands = min(max(corpus.total_documents // (STRAND_DOCUMENTS * lanes), 1), MOST_STRANDS)
-        window_blocks = default_window_blocks(lanes) if window_blocks is None else window_blocks
+        window_blocks = default_window_blocks(lanes) if spec.shuffle_window is None else spec.shuffle_window
         self.line = Line(
-            corpus.total_tokens,
-            lanes * self.strands,
-            (seed, purpose, corpus.digest),
-            default_block_tokens(corpus.total_tokens, corpus.total_documents),
-            -(-window_blocks // self.strands),
+            tokens,
+            lanes,
+            (spec.seed, spec.purpose, corpus.digest),
+            default_block_tokens(tokens, documents),
+            window_blocks,
         )
         self._windows: dict[int, _OpenWindow] = {}
         self._read_last: tuple[int, OpenShard | None] = (-1, None)  # mostly that of the next slice, too
 
     def keep_open(self, lanes: int) -> None:
         """Allow for the shards that the windows of so many lanes lie in."""
-        self.corpus.keep_open(lanes * self.strands * (self.line.window_blocks + 1))
+        self.corpus.keep_open(lanes * (self.line.window_blocks + 1))
 
-    def read(self, strand: int, position: int, tokens: int, slices: list[TokenIds]) -> None:
-        """Append the tokens at positions `position` … `position + tokens - 1` of a strand's life, by documents.
+    def read(self, lane: int, position: int, tokens: int, slices: list[TokenIds]) -> None:
+        """Append the tokens at positions `position` … `position + tokens - 1` of a lane's life, by documents.
 
         Raises:
             CorpusError: a shard cannot be read, or its bytes are not those that were indexed.
         """
         number, shard = self._read_last
         while tokens:
-            window = self._windows.get(strand)
+            window = self._windows.get(lane)
             if window is None or window.position != position or position == window.last:
-                window = self._window(strand, position)
+                window = self._window(lane, position)
             index, read = window.index, window.read
             lengths, starts, shards, left = window.lengths, window.starts, window.shards, tokens
             for index in range(window.index, len(lengths)):
@@ -118,11 +110,11 @@ class SourceLanes:
             tokens = left
         self._read_last = number, shard
 
-    def slices(self, strand: int, position: int, tokens: int) -> Slices:
+    def slices(self, lane: int, position: int, tokens: int) -> Slices:
         """The same as places: which part of which document stands there."""
         columns: list[tuple[int, int, int]] = []
         while tokens:
-            window = self._window(strand, position)
+            window = self._window(lane, position)
             length = min(window.lengths[window.index] - window.read, tokens)
             columns.append((window.shards[window.index], window.starts[window.index] + window.read, length))
             position, tokens = position + length, tokens - length
@@ -144,13 +136,13 @@ class SourceLanes:
         order = self.line.shuffle(window, len(lengths))
         return Slices(shards[order], starts[order], lengths[order]), np.concatenate(firsts)[order]
 
-    def _window(self, strand: int, position: int) -> _OpenWindow:
-        """The window that a position of a strand's life is in, read up to there."""
-        opened = self._windows.get(strand)
+    def _window(self, lane: int, position: int) -> _OpenWindow:
+        """The window that a position of a lane's life is in, read up to there."""
+        opened = self._windows.get(lane)
         if opened is None or not opened.first <= position < opened.last:
-            window = self.line.window_at(strand, position)
+            window = self.line.window_at(lane, position)
             slices, _ = self.window_slices(window)
-            opened = self._windows[strand] = _OpenWindow(
+            opened = self._windows[lane] = _OpenWindow(
                 window.life,
                 window.life + window.tokens,
                 window.life + np.cumsum(slices.length),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dstrain.data.lanes import SourceLanes
-from dstrain.data.layout import Int64Array, Layout, PhaseLayout, RowPlaces
+from dstrain.data.layout import Layout, PhaseLayout, RowPlaces
 from dstrain.data.masking import Masker, Vocabulary
 from dstrain.data.packing import pack
 from dstrain.data.pair_slots import pair_slots
@@ -72,7 +72,7 @@ def open_source(spec: StreamSpec, source: SourceSpec, tokenizer: StreamTokenizer
             f"{tokenizer.vocabulary.size}; use the tokenizer that the shards were built with, or build them again with "
             "this one"
         )
-    return SourceLanes(corpus, spec.lanes, spec.seed, spec.purpose, spec.shuffle_window)
+    return SourceLanes(corpus, spec)
 
 
 class RankRows:
@@ -111,27 +111,27 @@ class RankRows:
         buffer.step[...] = places.step
         lanes_at_once = max(1, CACHED_TOKENS // (phase.lane_rows * phase.spec.sequence_length))
         in_turn = buffer.records.items.reshape(phase.lane_rows, len(self._lanes), -1)
-        strands, positions = self.layout.positions(places, self._sources)
         for first in range(0, len(self._lanes), lanes_at_once):
             some = slice(first, first + lanes_at_once)
-            made = maker.make(places, some, self._read(places, strands[some], positions[some], some))
+            made = maker.make(places, some, self._read(places, some))
             buffer.digest += made.digest()
             in_turn[:, some] = made.items.reshape(-1, phase.lane_rows, made.items.shape[1]).swapaxes(0, 1)
         buffer.sources[...] = places.sources.T.reshape(-1)
 
-    def _read(self, places: RowPlaces, strands: Int64Array, positions: Int64Array, some: slice) -> list[TokenIds]:
+    def _read(self, places: RowPlaces, some: slice) -> list[TokenIds]:
         """The tokens of the rows of some lanes, lane by lane, as slices of documents."""
         slices: list[TokenIds] = []
         length, count = places.phase.spec.sequence_length, places.phase.lane_rows
-        if len(self._sources) == 1:  # the rows of a lane in a step follow one another in a strand
+        lanes, positions = places.lanes[some].tolist(), places.positions[some]
+        if len(self._sources) == 1:  # the rows of a lane follow one another
             read = self._sources[0].read
-            for strand, position in zip(strands[:, 0].tolist(), positions[:, 0].tolist(), strict=True):
-                read(strand, position, count * length, slices)
+            for lane, position in zip(lanes, positions[:, 0].tolist(), strict=True):
+                read(lane, position, count * length, slices)
             return slices
         readers = [source.read for source in self._sources]
-        columns = (places.sources[some], strands, positions)
-        for source, strand, position in zip(*(column.reshape(-1).tolist() for column in columns), strict=True):
-            readers[source](strand, position, length, slices)
+        for lane, sources, lane_positions in zip(lanes, places.sources[some].tolist(), positions.tolist(), strict=True):
+            for source, position in zip(sources, lane_positions, strict=True):
+                readers[source](lane, position, length, slices)
         return slices
 
 

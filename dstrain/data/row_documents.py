@@ -47,19 +47,19 @@ class RowDocuments:
         """
         places = self.layout.places(step, self.layout.own_lanes(rank, world))
         length = places.phase.spec.sequence_length
-        strands, positions = self.layout.positions(places, self.sources)
-        columns = (places.row_numbers, places.sources, strands, positions)
+        lanes = np.broadcast_to(places.lanes[:, None], places.sources.shape)
+        columns = (places.row_numbers, places.sources, lanes, places.positions)
         slices = [
             document_slice
-            for row, source, strand, position in zip(*(column.reshape(-1).tolist() for column in columns), strict=True)
-            for document_slice in self._of_row(self.sources[source], source, strand, row, position, length)
+            for row, source, lane, position in zip(*(column.reshape(-1).tolist() for column in columns), strict=True)
+            for document_slice in self._of_row(self.sources[source], source, lane, row, position, length)
         ]
         return sorted(slices, key=lambda document_slice: (document_slice.row, document_slice.first_token))
 
     def _of_row(
-        self, lanes: SourceLanes, source: int, strand: int, row: int, position: int, length: int
+        self, lanes: SourceLanes, source: int, lane: int, row: int, position: int, length: int
     ) -> list[DocumentSlice]:
-        corpus, slices = lanes.corpus, lanes.slices(strand, position, length)
+        corpus, slices = lanes.corpus, lanes.slices(lane, position, length)
         first_tokens = np.cumsum(slices.length) - slices.length
         document_slices = []
         for shard, start, tokens, first_token in zip(

@@ -242,12 +242,12 @@ def test_find_names_every_row_that_holds_a_token(phased_spec: StreamSpec, source
     wanted: Counter[tuple[int, int, int, int]] = Counter()
     for step in range(steps):
         places = documents.layout.places(step, np.arange(phased_spec.lanes))
-        strands, positions = documents.layout.positions(places, documents.sources)
         is_source = places.sources == source
-        columns = (places.row_numbers[is_source], strands[is_source], positions[is_source])
-        for row, strand, position in zip(*(column.tolist() for column in columns), strict=True):
+        lane_of = np.broadcast_to(places.lanes[:, None], is_source.shape)
+        columns = (places.row_numbers[is_source], lane_of[is_source], places.positions[is_source])
+        for row, lane, position in zip(*(column.tolist() for column in columns), strict=True):
             at = 0
-            slices = lanes.slices(strand, position, places.phase.spec.sequence_length)
+            slices = lanes.slices(lane, position, places.phase.spec.sequence_length)
             for shard, start, tokens in zip(slices.shard, slices.start, slices.length, strict=True):
                 place = lanes.corpus.document_of(int(shard), int(start))
                 for token in range(int(tokens)):
@@ -301,21 +301,7 @@ def test_a_far_step_is_found_as_the_first_one_is(spec: StreamSpec) -> None:
     far = layout.places(10**9, np.arange(8))
     walked = next(layout.walk(np.arange(8), 10**9))
     assert far.row_numbers[3].tolist() == [16 * 10**9 + 3, 16 * 10**9 + 11]
-    assert far.numbers.tolist() == walked.numbers.tolist() == [[2 * 10**9, 2 * 10**9 + 1]] * 8
-
-
-def test_strands_take_turns_from_step_to_step(tmp_path: Path) -> None:
-    """A document of many rows does not go on in the next step; every token is read once an epoch all the same."""
-    lengths = [100] * 600
-    vocabulary = numbered_corpus(tmp_path, lengths, block_documents=100)
-    spec = stream_spec(tmp_path, vocabulary, lanes=2, global_batch_rows=4, sequence_length=20, shuffle_window=None)
-    documents = RowDocuments(spec)
-    assert documents.sources[0].strands == 4
-    steps = [set(original_ids(rows).ravel().tolist()) for rows in islice(RowStream(spec, 0, 1), 2 * 60_000 // 80)]
-    shared = [len(one & other) for one, other in pairwise(steps)]
-    assert np.mean(shared) < 0.1
-    assert np.mean([len(one & other) for one, other in zip(steps, steps[4:], strict=False)]) > 1
-    assert set().union(*steps[:750]) == set(range(FIRST_ID, FIRST_ID + 600))
+    assert far.positions.tolist() == walked.positions.tolist() == [[64 * 10**9, 64 * 10**9 + 32]] * 8
 
 
 # ---------------------------------------------------------------- text

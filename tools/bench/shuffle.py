@@ -31,6 +31,7 @@ from specs import stream_spec
 from dstrain.data.lanes import SourceLanes
 from dstrain.data.line import default_window_blocks
 from dstrain.data.shards import Slices
+from dstrain.data.spec import PhaseSpec, SourceSpec, StreamSpec
 from dstrain.data.stream import RowStream
 
 Int64Array = NDArray[np.int64]
@@ -156,7 +157,7 @@ def kind_shares(case: Case, readings: Iterator[Reading], lanes: int) -> NDArray[
     for reading in readings:
         first_step = reading.position // lane_tokens
         spanned = (reading.position + reading.length - 1) // lane_tokens - first_step
-        for offset in range(int(spanned.max()) + 1):
+        for offset in range(int(spanned.max(initial=-1)) + 1):
             step = first_step + offset
             some = (spanned >= offset) & (step < case.steps)
             low = np.maximum(reading.position[some], step[some] * lane_tokens)
@@ -204,7 +205,11 @@ def times_seen(case: Case, lanes: SourceLanes) -> Int64Array:
 
 def open_lanes(case: Case, window_blocks: int | None, seed: int = 0) -> SourceLanes:
     """The lanes of a case's documents."""
-    return SourceLanes(ContentsAsCorpus(case.contents), case.lanes, seed, "train", window_blocks)  # type: ignore[arg-type]
+    phase = PhaseSpec(0, None, case.rows, case.row_tokens, (0.15, 0.15), (1.0,))
+    spec = StreamSpec(
+        (SourceSpec("corpus", ""),), (phase,), case.lanes, seed, tokenizer=None, shuffle_window=window_blocks
+    )
+    return SourceLanes(ContentsAsCorpus(case.contents), spec)  # type: ignore[arg-type]
 
 
 def order_line(case: Case, window_blocks: int | None) -> dict[str, Any]:
