@@ -12,8 +12,9 @@ from dstrain.plan.memory import (
     rank_memory,
     recipe_checkpoint_bytes,
 )
+from dstrain.plan.phase_plan import PhasePlan, in_phase
 from dstrain.plan.schedule import learning_rate, warmup_steps
-from dstrain.plan.timeline import PhasePlan, Timeline, in_phase, make_timeline
+from dstrain.plan.timeline import Timeline, make_timeline
 
 __all__ = [
     "BatchPlan",

@@ -19,30 +19,39 @@ def corpus_sizes(recipe: Recipe) -> dict[str, CorpusSize]:
     """Return the sizes of a pretraining recipe's sources, those whose tokens somebody has counted, by name."""
     if not isinstance(recipe, MaskedLmRecipe):
         return {}
-    sizes = {name: _indexed_size(source.shards) for name, source in recipe.data.training_sources.items()}
+    sizes = {name: _known_size(source.shards, recipe) for name, source in recipe.data.training_sources.items()}
     return {name: size for name, size in sizes.items() if size is not None}
 
 
 def corpus_tokens(recipe: Recipe) -> dict[str, int] | int | None:
-    """Return the number of tokens of one epoch as `make_timeline` takes it.
-
-    A number, or None where it is not known; of a recipe with `data.sources` those that are known, by name.
-    """
+    """Return the number of tokens of one epoch, or None where it is not known; with `data.sources`, by name."""
     tokens = {name: size.tokens for name, size in corpus_sizes(recipe).items()}
     if isinstance(recipe, MaskedLmRecipe) and recipe.data.sources is not None:
         return tokens
     return next(iter(tokens.values()), None)
 
 
-def _indexed_size(shards: str) -> CorpusSize | None:
-    """The size that the index of a folder says, or None where there is no index, or one without tokens."""
-    from dstrain.data.index import read_corpus_index  # imports numpy, which no rule of a recipe needs
+def _known_size(shards: str, recipe: MaskedLmRecipe) -> CorpusSize | None:
+    """The size of indexed shards; None where there is no index, or where nobody has counted the tokens of texts."""
+    from dstrain.data.index import CORPUS_INDEX_NAME, TYPES  # import numpy, which no rule of a recipe needs
+    from dstrain.data.locate import locate
 
-    location = Path(shards)
+    folder = Path(shards) if Path(shards).is_dir() else Path(shards).parent
+    if not (folder / CORPUS_INDEX_NAME).is_file():
+        return None
     try:
-        index = read_corpus_index(location if location.is_dir() else location.parent)
+        located = locate(shards)
+        table = located.table
+        tokens = int(table.tokens.sum())
+        if TYPES[int(table.types[0])] is None:
+            from dstrain.data.counts import TokenCounter
+            from dstrain.data.tokens import load_document_tokenizer
+
+            counter = TokenCounter(load_document_tokenizer(recipe.tokenizer), recipe.data.text_field)
+            counted = counter.known_tokens(located)
+            if counted is None:
+                return None
+            tokens = counted
     except (OSError, CorpusError):
         return None
-    if index is None or not index.tokenizer:
-        return None
-    return CorpusSize(int(index.shards.tokens.sum()), int(index.shards.documents.sum()))
+    return CorpusSize(tokens, int(table.documents.sum()))

@@ -75,16 +75,14 @@ class Plan:
 def make_plan(
     recipe: Recipe,
     world: int,
-    tokens_of_corpus: Mapping[str, int] | int | None,
-    corpora: Mapping[str, CorpusSize] | None = None,
+    corpora: Mapping[str, CorpusSize] | int | None,
 ) -> Plan:
     """Work out a plan.
 
     Args:
         recipe: what to train.
         world: number of ranks.
-        tokens_of_corpus: of one epoch, where known; for recipes whose length is in epochs, and for those of sources.
-        corpora: sizes of the sources by name, to say how they are read.
+        corpora: the known sizes of sources, by name; of labelled examples the tokens, as `make_timeline` counts them.
 
     Raises:
         RecipeError: there are more ranks than can train it, or a pretrained model's config cannot be read.
@@ -93,7 +91,9 @@ def make_plan(
     labels = head_outputs(recipe) or UNKNOWN_OUTPUTS
     parameters = parameters_of(recipe.model, shape, recipe.objective, labels)
     frozen, total = frozen_parameters(recipe.model, shape), sum(parameters.values())
-    timeline = make_timeline(recipe, tokens_of_corpus)
+    sizes = corpora if isinstance(corpora, Mapping) else {}
+    tokens = corpora if isinstance(corpora, int) else {name: size.tokens for name, size in sizes.items()}
+    timeline = make_timeline(recipe, tokens)
     phases = [
         PhaseNumbers(phase, batch_plan(recipe, world, phase), step_flops(recipe, shape, phase))
         for phase in (timeline.phases if timeline is not None else (None,))
@@ -109,7 +109,7 @@ def make_plan(
         world=world,
         timeline=timeline,
         phases=phases,
-        corpora=corpora or {},
+        corpora=sizes,
         parameters=parameters,
         frozen=frozen,
         checkpoint_bytes=recipe_checkpoint_bytes(recipe, labels),

@@ -17,11 +17,11 @@ _LEFT_COLUMNS = (0, 10, 11, 12)  # of words
 
 def batch_lines(plan: Plan) -> list[str]:
     """Say how global batches are split, each way once, and how many ranks there may be."""
-    splits: dict[str, list[str]] = {}
+    splits: dict[str, dict[str, None]] = {}
     for phase in plan.phases:
-        splits.setdefault(str(phase.batch), []).append("" if phase.plan is None else phase.plan.name)
+        splits.setdefault(str(phase.batch), {})["" if phase.plan is None else phase.plan.name] = None
     named = len(splits) > 1
-    lines = [f"{split}  ({_first_and_last(names)})" if named else split for split, names in splits.items()]
+    lines = [f"{split}  ({_first_and_last(list(names))})" if named else split for split, names in splits.items()]
     if any(phase.batch.used < 1 for phase in plan.phases):
         lines.append("Ranks with fewer rows are given rows of weight 0, and micro-batches of a step are all as large.")
     most = most_ranks(plan.recipe)

@@ -24,8 +24,7 @@ def plan_command(args: Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, check_files=False).recipe
     for sentence in missing_files(recipe):
         print(f"warning: {sentence}", file=sys.stderr)
-    sizes = corpus_sizes(recipe)
-    plan = make_plan(recipe, args.world, {name: size.tokens for name, size in sizes.items()}, sizes)
+    plan = make_plan(recipe, args.world, corpus_sizes(recipe))
     print(json.dumps(plan_json(plan), indent=2) if args.json else plan_text(plan))
     return EXIT_DONE
 

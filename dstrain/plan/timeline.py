@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dstrain.recipe.data import SINGLE_SOURCE, MaskingRamp, Source, masking_rates
+from dstrain.plan.phase_plan import PhasePlan, Rope, in_phase
+from dstrain.recipe.data import SINGLE_SOURCE, Source, masking_rates
 from dstrain.recipe.phases import Phase
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.training import Schedule
@@ -22,67 +23,7 @@ from dstrain.recipe.training import Schedule
 if TYPE_CHECKING:
     from dstrain.data.mixture import Mixture
 
-Rope = Mapping[str, float | int]
-
-
-@dataclass(frozen=True)
-class PhasePlan:
-    """A part of a run in which nothing changes but the masking rate and the learning rate.
-
-    Attributes:
-        number: from 0, as it comes in the run.
-        name: the recipe's, or `phase 1` and so on.
-        first_step: global step that it begins with, from 0.
-        steps: how many it has.
-        first_row: rows of all steps before it.
-        first_token: tokens of them.
-        global_batch_rows: rows of a step.
-        micro_batch_rows: the most rows of a micro-batch.
-        sequence_length: tokens of a row of text.
-        row_tokens: tokens of a row; more than `sequence_length` for tasks whose rows are several texts.
-        masking_rate: of its first and of its last step; in between it goes in a straight line. (0, 0) without masking.
-        weights: of the sources, in their order; they add up to 1.
-        schedule: its own, or None where the recipe's goes on.
-        schedule_first_step: where the schedule that holds is counted from.
-        schedule_steps: how many steps it is counted over.
-        learning_rate: the highest.
-        rope: keys of the model's config which are not as the recipe's `model.config` says, by now.
-    """
-
-    number: int
-    name: str
-    first_step: int
-    steps: int
-    first_row: int
-    first_token: int
-    global_batch_rows: int
-    micro_batch_rows: int
-    sequence_length: int
-    row_tokens: int
-    masking_rate: tuple[float, float]
-    weights: tuple[float, ...]
-    schedule: Schedule | None
-    schedule_first_step: int
-    schedule_steps: int
-    learning_rate: float
-    rope: Rope
-
-    @property
-    def end_step(self) -> int:
-        """The step after its last one."""
-        return self.first_step + self.steps
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of a step."""
-        return self.global_batch_rows * self.row_tokens
-
-    def masking_rate_at(self, step: int) -> float:
-        """The masking rate of a global step; that of the last one beyond the end."""
-        first, last = self.masking_rate
-        if first == last or self.steps == 1:
-            return first
-        return first + (last - first) * min(step - self.first_step, self.steps - 1) / (self.steps - 1)
+__all__ = ["PhasePlan", "Timeline", "in_phase", "make_timeline"]
 
 
 @dataclass(frozen=True)
@@ -155,20 +96,6 @@ def make_timeline(recipe: Recipe, corpus_tokens: Mapping[str, int] | int | None)
     timeline = Timeline(phases, total, lanes, tuple(sources), sizes, ())
     epochs = _notes_of_epochs(timeline, sources, recipe.tokenizer) if isinstance(recipe, MaskedLmRecipe) else ()
     return replace(timeline, notes=(*notes, *epochs))
-
-
-def in_phase(recipe: Recipe, phase: PhasePlan) -> Recipe:
-    """The recipe as if a phase were the whole run: with its batch, row length and masking rates."""
-    train = recipe.train.model_copy(
-        update={"global_batch_rows": phase.global_batch_rows, "micro_batch_rows": phase.micro_batch_rows}
-    )
-    if not isinstance(recipe, MaskedLmRecipe):
-        return recipe.model_copy(update={"train": train})
-    first, last = phase.masking_rate
-    rate = first if first == last else MaskingRamp.model_validate({"from": first, "to": last})
-    masking = recipe.data.masking.model_copy(update={"rate": rate})
-    data = recipe.data.model_copy(update={"sequence_length": phase.sequence_length, "masking": masking})
-    return recipe.model_copy(update={"train": train, "data": data})
 
 
 def _sizes(sources: Mapping[str, Source], corpus_tokens: Mapping[str, int] | int | None) -> tuple[int | None, ...]:
@@ -277,100 +204,12 @@ def _shares(weights: Sequence[float]) -> tuple[float, ...]:
 def _with_ends_of_sources(
     planned: Sequence[PhasePlan], sources: Mapping[str, Source], sizes: Sequence[int | None], lanes: int
 ) -> tuple[tuple[PhasePlan, ...], list[str]]:
-    """Shorten the run, or split phases, where a source that is not to be repeated is exhausted; and say so."""
-    names, phases, notes = tuple(sources), list[PhasePlan](), list[str]()
-    read = [[0] * lanes for _ in names]  # tokens of each source that each lane has read
-    ending = {
-        number: source.when_exhausted
-        for number, source in enumerate(sources.values())
-        if source.when_exhausted != "repeat" and sizes[number] is not None
-    }
-    dropped: set[int] = set()
-    intended = planned[-1].end_step
-    for whole in planned:
-        rest = whole
-        while True:
-            weights = [0.0 if number in dropped else weight for number, weight in enumerate(rest.weights)]
-            if not any(weights):
-                step = rest.first_step
-                notes.append(
-                    f"no source is left at step {step:,}, and the run ends there, {intended - step:,} steps early"
-                )
-                return _renumbered(phases), notes
-            rest = replace(rest, weights=_shares(weights))
-            ends = {
-                number: _steps_until_exhausted(rest, number, sizes[number], read[number], lanes)
-                for number in ending
-                if number not in dropped and rest.weights[number] > 0
-            }
-            source = min(ends, key=lambda number: ends[number], default=None)
-            if source is None or ends[source] >= rest.steps:
-                break
-            first, second = _split(rest, ends[source])
-            step = second.first_step
-            if ending[source] == "stop":
-                early = f"{intended - step:,} steps early"
-                notes.append(f"{names[source]} is exhausted at step {step:,}, and the run ends there, {early}")
-                return _renumbered([*phases, first] if first.steps else phases), notes
-            notes.append(f"{names[source]} is exhausted at step {step:,} and dropped; the other sources share its rows")
-            dropped.add(source)
-            if first.steps:
-                phases.append(first)
-                _add_tokens(read, first, lanes)
-            rest = second
-        phases.append(rest)
-        _add_tokens(read, rest, lanes)
-    return _renumbered(phases), notes
+    """What is left of the phases where sources that are not repeated end, and sentences about that."""
+    if all(source.when_exhausted == "repeat" for source in sources.values()):
+        return tuple(planned), []
+    from dstrain.plan.exhaustion import with_ends_of_sources  # imports numpy
 
-
-def _steps_until_exhausted(phase: PhasePlan, source: int, size: int | None, read: Sequence[int], lanes: int) -> int:
-    """How many steps of a phase take no more of a source than its first epoch has in any lane; at most all of them."""
-    assert size is not None
-    left = [_lane_tokens(size, lanes, lane) - tokens for lane, tokens in enumerate(read)]
-    low, high = 0, phase.steps + 1  # low steps are possible, high ones are not or are too many
-    while high - low > 1:
-        steps = (low + high) // 2
-        rows = _lane_rows(phase, lanes, source, steps)
-        if all(row * phase.row_tokens <= room for row, room in zip(rows, left, strict=True)):
-            low = steps
-        else:
-            high = steps
-    return low
-
-
-def _lane_tokens(size: int, lanes: int, lane: int) -> int:
-    """Tokens of a lane in the first epoch, see `dstrain/data/line.py`."""
-    return (size + lane) // lanes
-
-
-def _add_tokens(read: list[list[int]], phase: PhasePlan, lanes: int) -> None:
-    for source, of_lanes in enumerate(read):
-        if phase.weights[source] > 0:
-            for lane, rows in enumerate(_lane_rows(phase, lanes, source, phase.steps)):
-                of_lanes[lane] += rows * phase.row_tokens
-
-
-def _split(phase: PhasePlan, steps: int) -> tuple[PhasePlan, PhasePlan]:
-    """Cut a phase behind so many of its steps, of which the first part may have none."""
-    middle = phase.first_step + steps
-    first = replace(
-        phase,
-        steps=steps,
-        masking_rate=(phase.masking_rate[0], phase.masking_rate_at(max(phase.first_step, middle - 1))),
-    )
-    second = replace(
-        phase,
-        first_step=middle,
-        steps=phase.steps - steps,
-        first_row=phase.first_row + steps * phase.global_batch_rows,
-        first_token=phase.first_token + steps * phase.step_tokens,
-        masking_rate=(phase.masking_rate_at(middle), phase.masking_rate[1]),
-    )
-    return first, second
-
-
-def _renumbered(phases: Sequence[PhasePlan]) -> tuple[PhasePlan, ...]:
-    return tuple(replace(phase, number=number) for number, phase in enumerate(phases))
+    return with_ends_of_sources(planned, sources, sizes, lanes)
 
 
 def _schedule_end(phase: PhasePlan, phases: Sequence[PhasePlan]) -> int:
@@ -390,18 +229,10 @@ def _rows_of_source(phase: PhasePlan, lanes: int, source: int, steps: int) -> in
     weight = phase.weights[source]
     if weight in (0.0, 1.0):
         return int(weight) * steps * phase.global_batch_rows
-    return sum(_lane_rows(phase, lanes, source, steps))
-
-
-def _lane_rows(phase: PhasePlan, lanes: int, source: int, steps: int) -> list[int]:
-    """Rows of a source that each lane has in the first steps of a phase."""
-    rows, weight = steps * (phase.global_batch_rows // lanes), phase.weights[source]
-    if weight in (0.0, 1.0):
-        return [int(weight) * rows] * lanes
     import numpy as np  # only mixtures need it, and a plan is made in an instant
 
-    found = _mixture(phase.weights, lanes).rows_before(source, np.arange(lanes), np.full(lanes, rows))
-    return [int(count) for count in found]
+    rows = np.array(steps * (phase.global_batch_rows // lanes))
+    return int(_mixture(phase.weights, lanes).rows_before(source, np.arange(lanes), rows).sum())
 
 
 @lru_cache(maxsize=64)

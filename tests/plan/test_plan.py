@@ -8,8 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from planned import classification, masked_lm, mixed
 from torch.utils.flop_counter import FlopCounterMode
 
 from dstrain.data.tokens import DocumentTokenizer
@@ -30,115 +29,27 @@ from dstrain.model.sparse import SparseMaskedLm, SparsePreTraining
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan import (
     activation_bytes,
-    batch_plan,
     checkpoint_bytes,
-    corpus_tokens,
     deepspeed_config,
-    legal_world_sizes,
     masked_per_row,
+    pairs_per_row,
     rank_memory,
     step_flops,
-    total_steps,
 )
 from dstrain.plan.attention import MATMUL_TOKENS, attention_of
-from dstrain.plan.batch import pairs_per_row
+from dstrain.plan.corpus import CorpusSize
 from dstrain.plan.text import make_plan, plan_json, plan_text
 from dstrain.recipe.rules import broken_rules
-from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import MaskedLmRecipe, SequenceToSequenceRecipe
 from dstrain.tasks.sequence_to_sequence import Writer
 from dstrain.train.optim import freeze
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = {
     "bert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256},
     "modernbert": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96},
 }
 SMALL["roberta"] = SMALL["bert"]
-
-
-def masked_lm(architecture: str = "bert", config: dict[str, Any] | None = None, **sections: Any) -> MaskedLmRecipe:
-    """Return a recipe; `sections` update those of the same name."""
-    values: dict[str, Any] = {
-        "name": "example",
-        "task": "masked_lm",
-        "model": {"architecture": architecture, "config": config if config is not None else {}},
-        "tokenizer": "tok",
-        "data": {"train": "shards", "sequence_length": 128, "lanes": 64},
-        "train": {"global_batch_rows": 512, "micro_batch_rows": 4, "steps": 1000},
-        "optimizer": {"learning_rate": 3e-4},
-    }
-    for section, update in sections.items():
-        values[section] = values.get(section, {}) | update
-    return MaskedLmRecipe.model_validate_json(json.dumps(values))
-
-
-def classification(**train: Any) -> ClassificationRecipe:
-    values = masked_lm().model_dump(mode="json", by_alias=True) | {
-        "task": "sequence_classification",
-        "data": {"train": "a.csv", "valid": "b.csv", "sequence_length": 128},
-        "train": {"global_batch_rows": 32, "micro_batch_rows": 4} | train,
-    }
-    return ClassificationRecipe.model_validate_json(json.dumps(values))
-
-
-# ---------------------------------------------------------------- batch and length
-
-
-def test_the_batch_is_arithmetic_that_can_be_followed() -> None:
-    assert str(batch_plan(masked_lm(), 8)) == "8 ranks × 4 rows × 16 accumulation = 512 rows = 65,536 tokens"
-    assert str(batch_plan(masked_lm(), 1)) == "1 rank × 4 rows × 128 accumulation = 512 rows = 65,536 tokens"
-
-
-@given(lanes=st.integers(1, 96), lane_rows=st.integers(1, 12), micro=st.integers(1, 24), world=st.integers(1, 200))
-def test_legal_world_sizes_are_exactly_those_that_divide(lanes: int, lane_rows: int, micro: int, world: int) -> None:
-    rows = lanes * lane_rows
-    recipe = masked_lm(data={"lanes": lanes}, train={"global_batch_rows": rows, "micro_batch_rows": micro})
-    legal = legal_world_sizes(recipe)
-    assert legal == sorted(legal)
-    possible = lanes % world == 0 and rows % world == 0 and rows // world % micro == 0
-    assert (world in legal) == possible
-    if possible:
-        batch = batch_plan(recipe, world)
-        assert batch.world * batch.micro_batch_rows * batch.accumulation == rows
-
-
-@pytest.mark.parametrize(("world", "nearest"), [(5, "4 or 8"), (0, "1"), (100, "64"), (-2, "1")])
-def test_an_illegal_world_names_the_nearest_legal_ones(world: int, nearest: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        batch_plan(masked_lm(), world)
-    assert str(caught.value) == (
-        f"{world} ranks cannot share data.lanes=64 evenly, or train.global_batch_rows=512 into micro-batches of "
-        f"train.micro_batch_rows=4; use {nearest} ranks"
-    )
-
-
-def test_classification_has_no_lanes() -> None:
-    assert legal_world_sizes(classification(steps=1)) == [1, 2, 4, 8]
-
-
-@pytest.mark.parametrize(
-    ("length", "tokens", "steps"),
-    [
-        ({"steps": 7}, None, 7),
-        ({"steps": None, "tokens": 65_536 * 3}, None, 3),
-        ({"steps": None, "tokens": 65_536 * 3 + 1}, None, 4),
-        ({"steps": None, "epochs": 2.5}, 65_536 * 2, 5),
-        ({"steps": None, "epochs": 0.1}, 65_536 * 10, 1),
-        ({"steps": None, "epochs": 3.0}, 65_536 + 1, 4),
-        ({"steps": None, "epochs": 1.0}, None, None),
-    ],
-)
-def test_total_steps(length: dict[str, Any], tokens: int | None, steps: int | None) -> None:
-    assert total_steps(masked_lm(train=length), tokens) == steps
-
-
-def test_the_corpus_size_comes_from_its_index(tmp_path: Path) -> None:
-    recipe = masked_lm(data={"train": str(tmp_path)})
-    assert corpus_tokens(recipe) is None
-    (tmp_path / "index.json").write_text('{"tokens": null}')
-    assert corpus_tokens(recipe) is None
-    (tmp_path / "index.json").write_text('{"tokens": 12345}')
-    assert corpus_tokens(recipe) == 12345
-    assert corpus_tokens(masked_lm(data={"train": f"{tmp_path}/*.tar"})) == 12345
 
 
 # ---------------------------------------------------------------- parameters and FLOPs, against the built model
@@ -224,7 +135,7 @@ PAIRS: list[tuple[str, dict[str, Any]]] = [
 
 
 def pair(architecture: str, config: dict[str, Any], lengths: tuple[int, int] = (48, 20), **model: Any) -> Any:
-    values = masked_lm().model_dump(mode="json", by_alias=True) | {
+    values = masked_lm().model_dump(mode="json", by_alias=True, exclude={"phases"}) | {
         "task": "sequence_to_sequence",
         "model": {"architecture": architecture, "config": config, **model},
         "data": {"train": "a", "valid": "b", "sequence_length": lengths[0], "target_length": lengths[1]},
@@ -316,7 +227,7 @@ def run(recipe: MaskedLmRecipe) -> tuple[SparseMaskedLm, tuple[torch.Tensor, ...
         model = model.to(torch.bfloat16)
     input_ids = torch.randint(5, 100, (rows, length))
     position_ids = torch.arange(length).remainder(length // 2).expand(rows, -1)
-    masked = torch.arange(masked_per_row(recipe)).expand(rows, -1)
+    masked = torch.arange(masked_per_row(recipe.data.masking.rates[0], recipe.data.sequence_length)).expand(rows, -1)
     labels = torch.randint(5, 100, masked.shape)
     return SparseMaskedLm(model), (input_ids, position_ids, masked, labels)
 
@@ -350,7 +261,7 @@ def test_pairs_are_planned_exactly() -> None:
     model = build_model(recipe.model, 0, {"pad_token_id": 0}, auto=transformers.AutoModelForPreTraining)
     module, (_, batch) = SparsePreTraining(model), run(recipe)
     named = dict(zip(("input_ids", "position_ids", "masked_positions", "labels"), batch, strict=True))
-    starts = torch.zeros(2, pairs_per_row(recipe), dtype=torch.int64)
+    starts = torch.zeros(2, pairs_per_row(recipe, recipe.data.sequence_length), dtype=torch.int64)
     types, labels, weight = torch.zeros_like(batch[0]), torch.ones_like(starts), torch.ones(())
     with FlopCounterMode(display=False) as counter, kept_of(module) as kept:
         module(**named, token_type_ids=types, pair_starts=starts, pair_labels=labels, pair_weight=weight)
@@ -426,7 +337,12 @@ def not_kept_bytes(recipe: MaskedLmRecipe, shape: ModelShape) -> int:
     element = 2 if recipe.train.precision == "bf16" else 4
     rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
     modern, checkpointing = shape.architecture == "modernbert", recipe.model.activation_checkpointing
-    not_kept = rows * masked_per_row(recipe) * shape.vocab_size * (element + 4)  # logits and their gradient
+    not_kept = (
+        rows
+        * masked_per_row(recipe.data.masking.rates[0], recipe.data.sequence_length)
+        * shape.vocab_size
+        * (element + 4)
+    )  # logits and their gradient
     if modern if checkpointing else recipe.model.attention != "sdpa":  # masks that stay, but not for autograd
         not_kept += (2 if modern else 1) * rows * length**2 * element
     if checkpointing:  # the layer that is run again
@@ -542,9 +458,9 @@ def test_deepspeed_accepts_the_config_and_reads_the_same_numbers(stage: int) -> 
     assert read.gradient_clipping == pytest.approx(config["gradient_clipping"])
 
 
-def test_an_illegal_world_has_no_deepspeed_config() -> None:
-    with pytest.raises(RecipeError, match="use 4 or 8 ranks"):
-        deepspeed_config(masked_lm(), 7)
+def test_ranks_without_a_row_have_no_deepspeed_config() -> None:
+    with pytest.raises(RecipeError, match="use 1 to 512 ranks"):
+        deepspeed_config(masked_lm(), 513)
 
 
 # ---------------------------------------------------------------- what is printed
@@ -560,7 +476,37 @@ def test_the_whole_text_of_a_plan() -> None:
     text = plan_text(make_plan(recipe, 8, None))
     shown, _, config = text.partition("\n\nDeepSpeed's config\n")
     assert json.loads(config) == deepspeed_config(recipe, 8)
-    assert shown == (Path(__file__).parent / "golden" / "plan.txt").read_text(encoding="utf-8").rstrip("\n")
+    assert shown == (GOLDEN / "plan.txt").read_text(encoding="utf-8").rstrip("\n")
+
+
+def test_the_whole_text_of_a_plan_of_phases_and_sources() -> None:
+    sources = {
+        "web": {"weight": 3},
+        "code": {"when_exhausted": "drop"},
+        "books": {"weight": 0, "when_exhausted": "stop"},
+    }
+    phases = [
+        {"name": "short", "steps": 600},
+        {
+            "name": "long",
+            "tokens": 400_000,
+            "data": {
+                "sequence_length": 64,
+                "masking": {"rate": {"from": 0.3, "to": 0.15}},
+                "sources": {"web": 0.5, "books": 0.5},
+            },
+            "train": {"global_batch_rows": 16},
+            "optimizer": {"learning_rate": 1e-4},
+            "schedule": {"name": "one_minus_sqrt"},
+            "model": {"global_rope_theta": 160_000},
+        },
+    ]
+    recipe = mixed(sources, phases, architecture="modernbert", config=SMALL["modernbert"])
+    corpora = {"web": CorpusSize(3_000_000, 5000), "code": CorpusSize(12_800, 16)}
+    text = plan_text(make_plan(recipe, 3, corpora))
+    shown, _, config = text.partition("\n\nDeepSpeed's config\n")
+    assert json.loads(config)["train_batch_size"] == 9
+    assert shown == (GOLDEN / "plan-phases.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
 def test_steps_are_unknown_until_the_corpus_is_indexed() -> None:
@@ -571,16 +517,22 @@ def test_steps_are_unknown_until_the_corpus_is_indexed() -> None:
 
 def test_the_json_has_the_numbers_of_the_text() -> None:
     report = json.loads(json.dumps(plan_json(make_plan(masked_lm(), 8, None))))
-    assert report["batch"] == {"world": 8, "micro_batch_rows": 4, "accumulation": 16, "rows": 512, "tokens": 65_536}
-    assert report["legal_world_sizes"] == [1, 2, 4, 8, 16, 32, 64]
+    (phase,) = report["phases"]
+    assert phase["batch"] == {
+        "world": 8,
+        "global_batch_rows": 512,
+        "fewest_rows": 64,
+        "most_rows": 64,
+        "micro_batch_rows": 4,
+        "accumulation": 16,
+        "tokens": 65_536,
+        "used": 1.0,
+    }
+    assert (report["most_ranks"], report["steps"], report["tokens"]) == (512, 1000, 65_536_000)
+    assert report["sources"] == {"train": {"tokens": None, "tokens_trained": 65_536_000, "epochs": None}}
     assert report["parameters"]["total"] == 109_514_298
     assert len(report["memory_bytes"]) == 8
     assert report["deepspeed"]["train_batch_size"] == 512
-
-
-def test_many_legal_world_sizes_are_shortened() -> None:
-    recipe = masked_lm(data={"lanes": 5040}, train={"global_batch_rows": 5040, "micro_batch_rows": 1})
-    assert "14, 15, 16, 18 … 5040 (60 of them)" in plan_text(make_plan(recipe, 1, None))
 
 
 def test_a_classifier_is_planned_too() -> None:
