@@ -97,7 +97,7 @@ class TokenCounter:
         """The counts that are kept of a shard, None where there are none of this shard, tokenizer and field."""
         try:
             content = read_index_file(self.counts_path(mapped.path))
-            if content["digest"] != mapped.located.summary.digest or self._head.items() - content.items():
+            if content["digest"] != mapped.located.summary.digest or not self._is_own(content):
                 return None
             return TokenCounts(
                 decode_column(content["tokens"]),
@@ -112,6 +112,10 @@ class TokenCounter:
             )
         except (FileNotFoundError, *DAMAGED):  # then they are made anew
             return None
+
+    def _is_own(self, content: Mapping[str, object]) -> bool:
+        """Whether a file was written for this tokenizer and field."""
+        return all(content[name] == value for name, value in self._head.items())
 
     def _keep(self, mapped: MappedShard, counts: TokenCounts) -> bool:
         """Write a shard's counts beside it, and say whether that could be done."""
@@ -238,7 +242,7 @@ class TokenCounter:
     def _read_summary(self, folder: Path) -> "_Summary":
         try:
             content = read_index_file(self.summary_path(folder))
-            if self._head.items() - content.items():
+            if not self._is_own(content):
                 return _Summary.empty()
             digests = np.frombuffer(bytes.fromhex(content["digests"]), np.uint8).reshape(-1, DIGEST_BYTES)
             return _Summary(digests, decode_column(content["tokens"]), decode_column(content["bad"]))

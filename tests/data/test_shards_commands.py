@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -282,7 +283,12 @@ def test_many_shards_as_a_source_take_a_look_at_each(tmp_path: Path, monkeypatch
     files = source_files([str(tmp_path / "many")])
     listed = []
     scandir = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: (listed.append(folder), scandir(folder))[1])
+
+    def counted(folder: str | os.PathLike[str] = ".") -> Iterator[os.DirEntry[str]]:
+        listed.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
     assert list(read_texts(files)) == [f"text {number}" for number in range(400)]
     assert len(listed) < 5
 
