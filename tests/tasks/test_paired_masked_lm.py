@@ -48,7 +48,12 @@ from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 RecipeMaker = Callable[..., Recipe]
-PAIRS = ("data.pairs={objective: next_sentence, tokens: 32}", "data.sequence_length=64", "data.prefetch_steps=0")
+PAIRS = (
+    "data.pairs={objective: next_sentence, tokens: 32}",
+    "data.sequence_length=80",
+    "model.config.max_position_embeddings=80",
+    "data.prefetch_steps=0",
+)
 # Adam's first moment after one step with beta1 = 0 is the gradient itself.
 GRADIENT = ("train.clip_grad_norm=null", "optimizer.betas=[0.0, 0.999]")
 
@@ -75,7 +80,7 @@ def reference(recipe: Recipe) -> tuple[dict[str, NDArray[np.float32]], float]:
     with RowStream(training_rows(recipe), 0, 1) as stream:
         rows = next(stream)
         labels = dense_labels(rows)
-        arrays = (rows.input_ids, rows.position_ids, token_types(rows.pairs, 64), labels)
+        arrays = (rows.input_ids, rows.position_ids, token_types(rows.pairs, rows.input_ids.shape[1]), labels)
         input_ids, position_ids, types, labels = (torch.from_numpy(a.astype(np.int64)) for a in arrays)
         pairs = [(number, *pair) for number, own in enumerate(rows.pairs.tolist()) for pair in own if pair[3] >= 0]
     counts = Counter(number for number, *_ in pairs)
@@ -192,7 +197,8 @@ def test_the_head_for_pairs_is_new_where_a_pretrained_model_has_none(tiny_recipe
     """And it is drawn by the seed, so that every rank has the same."""
     plain = build_model(tiny_recipe().model, 0, {"pad_token_id": 0})
     plain.save_pretrained(tmp_path)
-    section = tiny_recipe(*PAIRS, "model.config=null", f"model.pretrained={tmp_path}").model
+    rows = (PAIRS[0], "data.sequence_length=64")
+    section = tiny_recipe(*rows, "model.config=null", f"model.pretrained={tmp_path}").model
     one, other = (build_model(section, 7, {}, auto=AutoModelForPreTraining).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert one["cls.seq_relationship.weight"].std() > 0
