@@ -1,8 +1,8 @@
-"""How often each token of a corpus was read: arithmetic over the strands of its lanes, whatever the corpus' size.
+"""How often each token of a corpus was read: arithmetic over its lanes, whatever the corpus' size.
 
-An epoch reads every token once, so of an epoch that all strands have finished nothing needs to be looked up. Of the one
-that is under way it is enough to know how far each strand is. Only two things are looked up, document by document: what
-some strands have read of an epoch that others have not come to yet (for a few steps at the end of each), and what lies
+An epoch reads every token once, so of an epoch that all lanes have finished nothing needs to be looked up. Of the one
+that is under way it is enough to know how far each lane is. Only two things are looked up, document by document: what
+some lanes have read of an epoch that others have not come to yet (for a few steps at the end of each), and what lies
 in batches that were passed over.
 """
 
@@ -41,15 +41,15 @@ class Ranges:
         return cls(np.concatenate([part.firsts for part in parts]), np.concatenate([part.lasts for part in parts]))
 
 
-def line_ranges(lanes: SourceLanes, strand: int, first: int, last: int) -> Ranges:
-    """The tokens of a corpus' line at positions `first` … `last` - 1 of a strand's life, in reading order.
+def line_ranges(lanes: SourceLanes, lane: int, first: int, last: int) -> Ranges:
+    """The tokens of a corpus' line at positions `first` … `last` - 1 of a lane's life, in reading order.
 
     Raises:
         CorpusError: a shard cannot be read.
     """
     parts = []
     while first < last:
-        window = lanes.line.window_at(strand, first)
+        window = lanes.line.window_at(lane, first)
         slices, firsts = lanes.window_slices(window)
         ends = window.life + np.cumsum(slices.length)
         begins = np.maximum(ends - slices.length, first)
@@ -66,10 +66,10 @@ def times_read(lanes: SourceLanes, read: Int64Array) -> tuple[Counter[int], bool
 
     Args:
         lanes: of the corpus.
-        read: (strands,), how many tokens each strand has read since the beginning.
+        read: (lanes,), how many tokens each lane has read since the beginning.
 
     Returns:
-        Number of times → number of tokens, without zeros; and whether that is exact. It is not where strands of an
+        Number of times → number of tokens, without zeros; and whether that is exact. It is not where lanes of an
         enormous corpus stand on both sides of an epoch's end: then all tokens that were read of the later epoch are
         taken to have been read in the earlier one too, as nearly all are.
 
@@ -77,19 +77,19 @@ def times_read(lanes: SourceLanes, read: Int64Array) -> tuple[Counter[int], bool
         CorpusError: a shard cannot be read.
     """
     line, positions = lanes.line, read.tolist()
-    epochs = [line.epoch_of(strand, position) for strand, position in enumerate(positions)]
+    epochs = [line.epoch_of(lane, position) for lane, position in enumerate(positions)]
     lowest, highest = min(epochs), max(epochs)
     if lowest == highest:
-        begun = sum(position - line.epoch_start(strand, lowest) for strand, position in enumerate(positions))
+        begun = sum(position - line.epoch_start(lane, lowest) for lane, position in enumerate(positions))
         return +Counter({lowest: line.tokens - begun, lowest + 1: begun}), True
-    ends = [line.epoch_start(strand, highest) for strand in range(len(positions))]
+    ends = [line.epoch_start(lane, highest) for lane in range(len(positions))]
     counts: Counter[int] = Counter({highest: line.tokens})
     if len(positions) * line.window_blocks * line.block_tokens > MOST_WINDOW_TOKENS:
         early = sum(max(0, position - end) for position, end in zip(positions, ends, strict=True))
         late = sum(max(0, end - position) for position, end in zip(positions, ends, strict=True))
         return +Counter({highest - 1: late, highest: line.tokens - late - early, highest + 1: early}), False
-    missing = [line_ranges(lanes, strand, positions[strand], end) for strand, end in enumerate(ends)]
-    ahead = [line_ranges(lanes, strand, end, positions[strand]) for strand, end in enumerate(ends)]
+    missing = [line_ranges(lanes, lane, positions[lane], end) for lane, end in enumerate(ends)]
+    ahead = [line_ranges(lanes, lane, end, positions[lane]) for lane, end in enumerate(ends)]
     for tokens, (more, fewer) in _overlaps(Ranges.join(ahead), Ranges.join(missing)):
         counts[highest] -= tokens
         counts[highest + more - fewer] += tokens
@@ -108,7 +108,7 @@ def without(counts: Counter[int], lanes: SourceLanes, read: Int64Array, dropped:
     if len(dropped.firsts) > MOST_PIECES:
         return None
     line = lanes.line
-    epochs = [line.epoch_of(strand, position) for strand, position in enumerate(read.tolist())]
+    epochs = [line.epoch_of(lane, position) for lane, position in enumerate(read.tolist())]
     begun = range(min(epochs), max(epochs) + 1)
     read_again = [
         part

@@ -118,14 +118,14 @@ def _own_lines(ledger: Path, first_row: int) -> Iterator[tuple[LedgerEntry, bool
 def _source(data: TrainingData, number: int, read_to: int, passed_over: Sequence[tuple[int, int]]) -> SourceAccount:
     """What was read of a source until a data step, but for some ranges of data steps."""
     lanes, layout = data.lanes[number], data.layout
-    read = layout.tokens_read(number, lanes.strands, read_to)
+    read = layout.tokens_read(read_to)[number]
     skipped, parts = 0, list[Ranges]()
     counts, exact = times_read(lanes, read)
     for first, last in passed_over:
-        begins, ends = (layout.tokens_read(number, lanes.strands, step) for step in (first, last))
+        begins, ends = (layout.tokens_read(step)[number] for step in (first, last))
         skipped += int((ends - begins).sum())
-        parts += [line_ranges(lanes, int(strand), int(begins[strand]), int(ends[strand]))
-                  for strand in np.flatnonzero(begins < ends)]  # fmt: skip
+        parts += [line_ranges(lanes, int(lane), int(begins[lane]), int(ends[lane]))
+                  for lane in np.flatnonzero(begins < ends)]  # fmt: skip
     left: Counter[int] | None = counts
     if parts:
         left = without(counts, lanes, read, Ranges.join(parts)) if exact else None

@@ -131,8 +131,8 @@ def _why_never(data: TrainingData, batches: RunBatches, source: int) -> str:
     name, last_step = data.names[source], batches.last_step
     if not any(phase.spec.weights[source] for phase in data.layout.phases):
         return f"no phase gives {name} any weight"
-    lanes = data.lanes[source]
-    epochs = int(data.layout.tokens_read(source, lanes.strands, batches.last_data_step() + 1).sum()) / lanes.line.tokens
+    tokens = int(data.layout.source_tokens(batches.last_data_step() + 1)[source])
+    epochs = tokens / data.corpora[source].total_tokens
     return f"the run ends at step {last_step:,}, after {epochs:.3g} epochs of {name}, and does not come to it"
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dstrain.data.lanes import SourceLanes
 from dstrain.data.shards import Corpus
+from dstrain.data.spec import PhaseSpec, SourceSpec, StreamSpec
 from dstrain.data.writer import write_token_shards
 from dstrain.proof.coverage import Ranges, line_ranges, times_read, without
 
@@ -27,23 +28,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @given(st.data())
 def test_counts_are_those_of_counting_one_by_one(corpus: Corpus, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 7))
-    lanes = SourceLanes(corpus, count, data.draw(st.integers(0, 3)), "train", 2)
+    phase = PhaseSpec(0, None, count, 8, (0.1, 0.1), (1.0,))
+    seed = data.draw(st.integers(0, 3))
+    spec = StreamSpec((SourceSpec("a", "a"),), (phase,), count, seed, None, shuffle_window=2)
+    lanes = SourceLanes(corpus, spec)
     base = data.draw(st.integers(0, 3 * corpus.total_tokens // count))
     read = np.array([base + data.draw(st.integers(0, 40)) for _ in range(count)])
     seen = np.zeros(corpus.total_tokens, np.int64)
-    for strand, position in enumerate(read.tolist()):
-        ranges = line_ranges(lanes, strand, 0, position)
+    for lane, position in enumerate(read.tolist()):
+        ranges = line_ranges(lanes, lane, 0, position)
         assert ranges.tokens == position
         for first, last in zip(ranges.firsts.tolist(), ranges.lasts.tolist(), strict=True):
             seen[first:last] += 1
     counts, exact = times_read(lanes, read)
     assert (counts, exact) == (Counter(seen.tolist()), True)
 
-    stretches = {}  # of some strands, which were passed over
-    for strand in data.draw(st.sets(st.integers(0, count - 1), max_size=3)):
-        ends = [data.draw(st.integers(0, int(read[strand]))) for _ in range(2)]
-        stretches[strand] = min(ends), max(ends)
-    dropped = Ranges.join(line_ranges(lanes, strand, first, last) for strand, (first, last) in stretches.items())
+    stretches = {}  # of some lanes, which were passed over
+    for lane in data.draw(st.sets(st.integers(0, count - 1), max_size=3)):
+        ends = [data.draw(st.integers(0, int(read[lane]))) for _ in range(2)]
+        stretches[lane] = min(ends), max(ends)
+    dropped = Ranges.join(line_ranges(lanes, lane, first, last) for lane, (first, last) in stretches.items())
     for first, last in zip(dropped.firsts.tolist(), dropped.lasts.tolist(), strict=True):
         seen[first:last] -= 1
     assert without(counts, lanes, read, dropped) == Counter(seen.tolist())
