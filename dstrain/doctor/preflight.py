@@ -19,7 +19,7 @@ from dstrain.launch.command import Job
 from dstrain.launch.profile import Profile
 from dstrain.launch.run_folder import committed_steps, next_attempt
 from dstrain.launch.timings import Timings
-from dstrain.plan import kept_checkpoints, recipe_checkpoint_bytes
+from dstrain.plan import kept_checkpoints, make_timeline, recipe_checkpoint_bytes
 from dstrain.recipe.files import is_path
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
@@ -121,7 +121,9 @@ def room_needed(recipe: Recipe, there: int) -> int:
     """
     if recipe.checkpoint.storage is not None:
         return 0
-    return recipe_checkpoint_bytes(recipe) * max(1, kept_checkpoints(recipe, recipe.train.steps) + 1 - there)
+    timeline = make_timeline(recipe, None)
+    kept = kept_checkpoints(recipe, None if timeline is None else timeline.total_steps)
+    return recipe_checkpoint_bytes(recipe) * max(1, kept + 1 - there)
 
 
 def paths(recipe: Recipe) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dstrain.plan.phase_plan import PhasePlan, Rope, in_phase
-from dstrain.recipe.data import SINGLE_SOURCE, Source, masking_rates
+from dstrain.recipe.data import SINGLE_SOURCE, MaskedLmData, Source, masking_rates
 from dstrain.recipe.phases import Phase
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.training import Schedule
@@ -94,7 +94,7 @@ def make_timeline(recipe: Recipe, corpus_tokens: Mapping[str, int] | int | None)
         for phase in phases
     )
     timeline = Timeline(phases, total, lanes, tuple(sources), sizes, ())
-    epochs = _notes_of_epochs(timeline, sources, recipe.tokenizer) if isinstance(recipe, MaskedLmRecipe) else ()
+    epochs = _notes_of_epochs(timeline, recipe) if isinstance(recipe, MaskedLmRecipe) else ()
     return replace(timeline, notes=(*notes, *epochs))
 
 
@@ -242,18 +242,23 @@ def _mixture(weights: tuple[float, ...], lanes: int) -> "Mixture":
     return Mixture(weights, lanes)
 
 
-def _notes_of_epochs(timeline: Timeline, sources: Mapping[str, Source], tokenizer: str) -> Iterator[str]:
+def _notes_of_epochs(timeline: Timeline, recipe: MaskedLmRecipe) -> Iterator[str]:
     """Say of each source how often it is read, or how its tokens are counted where nobody did so."""
-    for number, (name, source) in enumerate(sources.items()):
+    for number, (name, source) in enumerate(recipe.data.training_sources.items()):
         epochs = timeline.epochs(number, timeline.total_steps)
         if epochs is not None:
             yield f"{name}: {epochs:.1f} epochs" if epochs >= 0.1 else f"{name}: {epochs:.2g} epochs"
             continue
         ends = ", and at which step it ends," if source.when_exhausted != "repeat" else ""
-        command = _index_command(source.shards, tokenizer)
+        command = _index_command(source.shards, recipe)
         yield f"{name}: how many epochs{ends} is not known until its tokens are counted: `{command}`"
 
 
-def _index_command(shards: str, tokenizer: str) -> str:
+def _index_command(shards: str, recipe: MaskedLmRecipe) -> str:
     folder = Path(shards) if not set(shards) & set("*?[{") and not shards.endswith(".tar") else Path(shards).parent
-    return shlex.join(["dstrain", "shards", "index", str(folder), "--tokenizer", tokenizer])
+    field = (
+        []
+        if recipe.data.text_field == MaskedLmData.model_fields["text_field"].default
+        else ["--field", recipe.data.text_field]
+    )
+    return shlex.join(["dstrain", "shards", "index", str(folder), "--tokenizer", recipe.tokenizer, *field])

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dstrain.data.shards import Corpus
 from dstrain.doctor.ask import Answer
 from dstrain.doctor.checks import CHECKS, Finding, Nodes, Wanted, judge
 from dstrain.doctor.preflight import check_launch, room_needed
@@ -233,7 +234,7 @@ def test_the_long_form_reads_corpora_and_measures_the_disk(tmp_path: Path, tiny_
     missing = str(tmp_path / "nowhere")
     asked = Questions(str(tmp_path), "", (), ((train, "text"), (missing, "text")), is_long=True)
     found = facts(asked)
-    assert found.corpora[train] == json.loads((tiny_corpus / "train/index.json").read_text())["digest"]
+    assert found.corpora[train] == Corpus.open(train).digest
     assert found.corpora[missing].startswith("error: ")
     assert found.bytes_per_second is not None and found.bytes_per_second > 0
 

@@ -186,12 +186,13 @@ def test_two_ranks_of_this_machine_are_examined_and_measured(
 def test_what_is_wrong_is_in_the_table_and_in_the_exit_code(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> None:
     (tmp_path / "tiny.yaml").write_text(resolved_yaml(tiny_recipe()).replace("tokenizer: ", "tokenizer: /nowhere"))
     too_many = ("checkpoint.keep_last=100000000", "checkpoint.every_steps=1", "train.steps=1000000000")
-    done = doctor(tmp_path, "tiny.yaml", *too_many, "--procs-per-node", "3", "--quick")
+    done = doctor(tmp_path, "tiny.yaml", *too_many, "--procs-per-node", "9", "--quick")
     assert done.returncode == 2
     lines = done.stdout.splitlines()
     errors = [line.split(maxsplit=1)[1] for line in lines if line.startswith("  ERROR")]
     assert [line.split()[0] for line in errors] == ["batch", "files", "room"]
-    assert "3 ranks cannot share data.lanes=8 evenly" in errors[0] and "→ use 2 or 4 ranks" in done.stdout
+    assert "9 ranks cannot train tiny: data.lanes=8 is the most" in errors[0]
+    assert "→ use 1 to 8 ranks, or more lanes" in done.stdout
     assert lines[-1].startswith("NOT safe to start (3 errors); took ")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from dstrain.cli import parse
 from dstrain.errors import UserError
-from dstrain.launch.cluster import choose_hosts, legal_nodes, spare_hosts
+from dstrain.launch.cluster import choose_hosts, nodes_in_words, spare_hosts, usable_nodes
 from dstrain.launch.command import Cluster, Job
 from dstrain.launch.hostfile import Host
 from dstrain.launch.node_script import NodeSettings
@@ -70,8 +70,16 @@ def test_a_dry_run_over_ssh_shows_each_hosts_command_and_no_secret(
 def test_a_dry_run_says_how_many_nodes_of_a_range_are_used(arguments: Callable[..., Namespace]) -> None:
     profile = "transport: ssh\nnodes: 2-4\nprocs_per_node: 1\nhosts: {file: hosts, launcher: openssh}\n"
     lines = printed(arguments(profile, "--dry-run")).splitlines()
-    assert lines[1] == "# nodes 2-4, and 3 there: 2 used, the most that can share a global batch"
-    assert [line for line in lines if line.startswith("# node ")] == ["# node 0: node1", "# node 1: node2"]
+    assert lines[0] == "# 3 ranks: 2 or 3 of 8 rows each, 67 % used"
+    assert lines[1] == "# nodes 2-4, and 3 there: 3 used"
+    assert [line for line in lines if line.startswith("# node ")] == [
+        "# node 0: node1",
+        "# node 1: node2",
+        "# node 2: node3",
+    ]
+    assert nodes_in_words((2, 9), 7, 4) == "nodes 2-9, and 7 there: 4 used, as there are rows for no more"
+    assert nodes_in_words((2, 9), 12, 9) == "nodes 2-9, and 12 there: 9 used"
+    assert nodes_in_words((2, 2), 3, 2) is None
 
 
 def test_a_dry_run_prints_what_a_shell_can_run(arguments: Callable[..., Namespace]) -> None:
@@ -100,7 +108,7 @@ def test_a_dry_run_over_ssh_whole(launcher: Literal["openssh", "pdsh"]) -> None:
 
 def test_a_dry_run_on_slurm_prints_the_batch_script(arguments: Callable[..., Namespace]) -> None:
     text = printed(arguments("transport: slurm\nnodes: 1-3\nprocs_per_node: 2\nslurm: {}\n", "--dry-run"))
-    assert text.startswith("#!/bin/bash --login\n#SBATCH --job-name=tiny\n#SBATCH --nodes=1-2\n")
+    assert text.startswith("#!/bin/bash --login\n#SBATCH --job-name=tiny\n#SBATCH --nodes=1-3\n")
     assert not Path("runs").exists()
 
 
@@ -118,7 +126,11 @@ def test_a_dry_run_on_slurm_prints_the_batch_script(arguments: Callable[..., Nam
         ("transport: local\ncontainer: [docker, run, img]", [], "container: docker does not pass on standard input"),
         ("transport: ssh\nhosts: {file: hosts}", ["--nodes", "4"], "4 nodes are asked for, and hosts has 3"),
         ("transport: ssh\nhosts: {file: hosts}", ["--procs-per-node", "3"], "node1 has 2"),
-        ("transport: ssh\nhosts: {file: hosts}\nnodes: 3", [], "6 ranks cannot share data.lanes=8 evenly"),
+        (
+            "transport: ssh\nhosts: {file: hosts}\nnodes: 3",
+            ["data.lanes=4"],
+            "6 ranks cannot train tiny: data.lanes=4 is the most; use 1 to 4 ranks",
+        ),
         ("transport: ssh\nhosts: {file: nowhere}", [], "nowhere: cannot be read"),
         (
             "transport: ssh\nhosts: {file: hosts, launcher: pdsh}",
@@ -153,24 +165,22 @@ def test_overrides_of_the_command_line_win_over_the_profiles(arguments: Callable
     assert printed(again).startswith("# 1 rank × 4 rows × 2 accumulation")
 
 
-def test_the_largest_legal_number_of_nodes_is_taken(tiny_recipe: Callable[..., Recipe]) -> None:
-    recipe = tiny_recipe()  # 8 rows in micro-batches of 2: 1, 2 or 4 ranks
-    assert legal_nodes(recipe, 1, 1, 5) == [1, 2, 4]
-    with pytest.raises(UserError, match="use 2 or 4 ranks"):
-        legal_nodes(recipe, 1, 3, 3)
-    with pytest.raises(
-        UserError, match="5 to 9 nodes of 1 ranks cannot share a global batch; legal numbers of ranks: 1, 2, 4"
-    ):
-        legal_nodes(recipe, 1, 5, 9)
-    hosts = [Host("a", 1), Host("b", 1), Host("c", 1)]
-    assert choose_hosts(hosts, recipe, (1, 3), None) == (["a", "b"], 1)
+def test_as_many_nodes_are_taken_as_there_are_rows_for(tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe("data.lanes=4")
+    assert [usable_nodes(recipe, 1, 1, most) for most in (1, 3, 5)] == [1, 3, 4]
+    assert usable_nodes(recipe, 3, 1, 5) == 1
+    with pytest.raises(UserError, match=r"5 ranks cannot train tiny: data\.lanes=4 is the most; use 1 to 4 ranks"):
+        usable_nodes(recipe, 1, 5, 9)
+    hosts = [Host(name, 1) for name in "abcdef"]
+    assert choose_hosts(hosts[:3], recipe, (1, 9), None) == (["a", "b", "c"], 1)
+    assert choose_hosts(hosts, recipe, (1, 9), None) == (["a", "b", "c", "d"], 1)
     with pytest.raises(UserError, match=r"different numbers of slots \(a 1, b 2\); say --procs-per-node"):
         choose_hosts([Host("a", 1), Host("b", 2)], recipe, (2, 2), None)
 
 
 def test_a_run_goes_on_without_a_host_where_enough_are_left(tmp_path: Path) -> None:
     settings = NodeSettings(tmp_path, "python", {})
-    job = Job("tiny", tmp_path, 1, cluster=Cluster("ssh", ("a", "b"), settings), node_counts=(1, 2), spare_hosts=("c",))
+    job = Job("tiny", tmp_path, 1, cluster=Cluster("ssh", ("a", "b"), settings), node_range=(1, 2), spare_hosts=("c",))
 
     def hosts(job: Job | None) -> tuple[str, ...] | None:
         return None if job is None or job.cluster is None else job.cluster.hosts
@@ -181,6 +191,6 @@ def test_a_run_goes_on_without_a_host_where_enough_are_left(tmp_path: Path) -> N
     without_a = without_b.without("a")
     assert hosts(without_a) == ("c",)
     assert without_a is not None and without_a.without("c") is None  # none is left
-    assert replace(job, node_counts=(2,), spare_hosts=()).without("b") is None  # too few are
+    assert replace(job, node_range=(2, 2), spare_hosts=()).without("b") is None  # too few are
     assert job.without("z") is None
     assert spare_hosts([Host("a", 2), Host("b", 1), Host("c", 2)], ["a"], 2) == ("c",)
