@@ -107,6 +107,9 @@ def select(location: str) -> list[tuple["FolderListing", Sequence[str]]]:
         if not parent.is_dir():
             raise CorpusError(f"{location}: there is no folder {parent}; give {FORMS}")
         listing = FolderListing(parent)
+        if len(names) == 1 and _is_glob(names[0]):
+            selections.append((listing, listing.matching(names[0])))
+            continue
         expanded: list[str] = []
         for name in names:
             expanded += listing.matching(name) if _is_glob(name) else [name]
@@ -169,6 +172,8 @@ class FolderListing:
                 if name.endswith(".tar"):
                     if not entry.is_dir(follow_symlinks=False):
                         shards.append(name)
+                elif name.endswith(".json"):  # an index, as half of a million names are
+                    pass
                 elif name.endswith(COMPRESSED_SUFFIXES):
                     self._compressed.append(name)
                 elif name == UNFINISHED_NAME:
