@@ -1,5 +1,6 @@
 import contextlib
 import io
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from dstrain.launch.local import run_command
 RECIPE = """\
 name: tiny
 task: masked_lm
-model: {architecture: bert, config: {vocab_size: 64, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+model: {architecture: bert, config: {vocab_size: 256, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
         intermediate_size: 64, max_position_embeddings: 32}}
 tokenizer: tokenizer
 data: {train: corpus, sequence_length: 32, lanes: 4}
@@ -24,10 +25,9 @@ optimizer: {learning_rate: 1e-3}
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Path) -> Namespace:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
+    shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
     write_text_shards(tmp_path / "corpus", ["a text"] * 8)
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     return parse(["run", "tiny.yaml"])
@@ -53,26 +53,25 @@ def test_a_dry_run_shows_the_batch_and_the_command_and_writes_nothing(arguments:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_illegal_number_of_ranks_is_refused_before_anything_is_written(arguments: Namespace, tmp_path: Path) -> None:
-    arguments.procs_per_node = 3
-    with pytest.raises(UserError, match="use 2 or 4 ranks"):
+def test_more_ranks_than_lanes_are_refused_before_anything_is_written(arguments: Namespace, tmp_path: Path) -> None:
+    arguments.procs_per_node = 9
+    with pytest.raises(UserError, match=r"9 ranks cannot train tiny: .*; use 1 to 4 ranks"):
         run_command(arguments)
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_folder_of_another_recipe_is_refused_key_by_key(arguments: Namespace, tmp_path: Path) -> None:
+def test_the_folder_of_another_model_is_refused_key_by_key(arguments: Namespace, tmp_path: Path) -> None:
     assert prepare.main(["tiny.yaml", "--run-dir", "runs/tiny"]) == 0
     (tmp_path / "runs/tiny/ledger.jsonl").write_text('{"step": 1}\n')
     recipe_before = (tmp_path / "runs/tiny/recipe.yaml").read_text()
-    arguments.overrides = ["data.seed=7", "data.lanes=8", "train.steps=20"]
+    arguments.overrides = ["model.config.hidden_size=64", "model.config.num_hidden_layers=2", "train.steps=20"]
     with pytest.raises(UserError) as error:
         run_command(arguments)
     assert str(error.value) == (
-        "runs/tiny holds a run of another recipe; these keys must not change on resume:\n"
-        "  data.lanes: 4 → 8\n"
-        "  data.seed: 0 → 7\n"
-        "give another --run-dir to start a new run, or the old values to resume this one; "
-        "or --allow data-change to go on with other data"
+        "runs/tiny holds a run of another recipe, or of other data; what it was trained on must not change:\n"
+        "  model.config.hidden_size: 32 → 64\n"
+        "  model.config.num_hidden_layers: 1 → 2\n"
+        "give another --run-dir to start a new run, or what there was to resume this one"
     )
     assert (tmp_path / "runs/tiny/recipe.yaml").read_text() == recipe_before
 
