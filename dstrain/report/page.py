@@ -11,7 +11,7 @@ from dstrain.recipe.metrics import MEASURED
 from dstrain.report import figures
 from dstrain.report.intervals import Judged, intervals, worst
 from dstrain.report.runs import RunSummary, differ_by_chance_alone, read_metrics, spreads, summarize_run
-from dstrain.report.text import setting_rows
+from dstrain.report.text import setting_rows, source_rows
 from dstrain.tasks.calibration import BINS, calibration
 
 WORST = 20
@@ -88,6 +88,7 @@ def report_sections(run_dirs: Sequence[Path], runs: Sequence[RunSummary]) -> lis
             for name, s in spreads(runs).items()
         ]
         sections.append(Section("Mean and deviation", note, heading, rows))
+    sections += [_sources(name, run) for name, run in zip(names, runs, strict=True) if run.sources]
     sections.append(Section("Curves", pictures=_curves(run_dirs, names)))
     for split, words in SPLITS.items():
         judged = [read_predictions(run_dir, split) for run_dir in run_dirs]
@@ -121,6 +122,24 @@ def _names(runs: Sequence[RunSummary]) -> list[str]:
     return names if len(set(names)) == len(names) else [run.run for run in runs]
 
 
+def _sources(name: str, run: RunSummary) -> Section:
+    """What was read of each source of a mixture, with its curves."""
+    (_, heading), *rows = source_rows(run)
+    training = read_metrics(Path(run.run) / "metrics.jsonl").training
+    by_source = {
+        source: [(entry["step"], loss) for entry in training if _is_number(loss := _source_loss(entry, source))]
+        for source in run.sources
+    }
+    curves = {source: curve for source, curve in by_source.items() if len(curve) > 1}
+    pictures = [Picture("training loss by source", figures.curves(curves, "training loss"))] if curves else []
+    note = "Losses are of the rows since the step that was logged before."
+    return Section(f"Sources, {name}", note, ("", *heading), [(name, *cells) for name, cells in rows], pictures)
+
+
+def _source_loss(entry: dict[str, Any], source: str) -> Any:
+    return entry.get("sources", {}).get(source, {}).get("loss")
+
+
 def _curves(run_dirs: Sequence[Path], names: Sequence[str]) -> list[Picture]:
     logged = [read_metrics(folder / "metrics.jsonl") for folder in run_dirs if (folder / "metrics.jsonl").is_file()]
     if len(logged) != len(run_dirs):
@@ -130,6 +149,8 @@ def _curves(run_dirs: Sequence[Path], names: Sequence[str]) -> list[Picture]:
     # Of what is measured of the model: that which it is compared with never changes.
     for name in dict.fromkeys(name for names_of in MEASURED.values() for name in ("loss", *names_of)):
         wanted.append((f"valid_{name}", f"held-out {name.replace('_', ' ')}", evaluations))
+    of_sources = {key for entries in evaluations for entry in entries for key in entry if key.startswith("valid_loss.")}
+    wanted += [(key, f"held-out loss, {key.partition('.')[2]}", evaluations) for key in sorted(of_sources)]
     pictures = []
     for key, title, entries_of in wanted:
         by_run = {

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -53,6 +54,9 @@ class RunSummary:
     loss_first: float | None
     loss_last: float | None
     loss_best: float | None
+    sources: dict[
+        str, dict[str, Any]
+    ]  # of a mixture, as metrics.jsonl has them; losses are the last that were measured
     tokens_per_second: float | None
     data_wait_share: float | None
     goodput: float | None  # share of computing in all time since the run began
@@ -125,6 +129,7 @@ def summarize_run(run_dir: Path) -> RunSummary:
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         loss_best=min(losses, default=None),
+        sources=_last_of_sources(metrics.training),
         tokens_per_second=median(throughput) if throughput else None,
         data_wait_share=sum(waits) / len(waits) if waits else None,
         goodput=last.get("goodput"),
@@ -136,6 +141,16 @@ def summarize_run(run_dir: Path) -> RunSummary:
         settings=_digest_but_for_chance(recipe),
         chance=_chance(recipe),
     )
+
+
+def _last_of_sources(training: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By source, the newest value of each number; a step that had no row of a source measured no loss of it."""
+    newest: dict[str, dict[str, Any]] = {}
+    for entry in training:
+        for name, measured in entry.get("sources", {}).items():
+            known = {key: value for key, value in measured.items() if value is not None}
+            newest[name] = dict.fromkeys(measured) | newest.get(name, {}) | known
+    return newest
 
 
 def scores_in_words(run_dir: Path) -> list[str]:
@@ -229,11 +244,20 @@ def _settings(recipe: Recipe) -> dict[str, str]:
         "model": f"{model.architecture}{size}",
         "weights": f"pretrained: {_shown(model.pretrained)}" if model.pretrained else f"random, seed {train.seed}",
         "data": _data(recipe),
-        "batch": f"{train.global_batch_rows} rows × {recipe.data.row_tokens} tokens",
+        "batch": _batch(recipe),
         "optimizer": f"{optimizer.name}, {optimizer.learning_rate:g} {recipe.schedule.name}",
         "numerics": f"{train.precision}, ZeRO-{train.zero.stage}{offload}"
         + (", activation checkpointing" if model.activation_checkpointing else ""),
     }
+
+
+def _batch(recipe: Recipe) -> str:
+    """Rows and tokens of a global step, where they change in the order of the phases."""
+    own = recipe.train.global_batch_rows, recipe.data.row_tokens
+    phases = recipe.phases if isinstance(recipe, MaskedLmRecipe) else ()
+    of_phases = [(p.train.global_batch_rows or own[0], p.data.sequence_length or own[1]) for p in phases]
+    distinct = [batch for batch, _ in groupby(of_phases or [own])]
+    return " → ".join(f"{rows} rows × {tokens} tokens" for rows, tokens in distinct)
 
 
 def _data(recipe: Recipe) -> str:

@@ -35,6 +35,7 @@ def report_text(runs: Sequence[RunSummary]) -> str:
     parts += [f"{run.run}: {failure}" for run in runs for failure in run.failures]
     if differ_by_chance_alone(runs):
         parts.append("\n" + spread_text(spreads(runs)))
+    parts += ["\n" + _table(source_rows(run), right=True) for run in runs if run.sources]
     classifiers = [run for run in runs if run.classification and {"labels", "entities"} & run.classification.keys()]
     if len(classifiers) == 1:
         parts.append("\n" + _classification_text(classifiers[0].classification or {}))
@@ -71,6 +72,24 @@ def setting_rows(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
         *((f"held-out {name}", [_loss(run.evaluation.get(name)) for run in runs]) for name in scores),
         *((f"test {name}", [_loss(run.test.get(name)) for run in runs]) for name in tested),
     ]
+
+
+def source_rows(run: RunSummary) -> list[tuple[str, list[str]]]:
+    """A heading, and a line for each source of a mixture: how much of it was read, and how well it is predicted."""
+    total = sum(measured["tokens"] for measured in run.sources.values())
+    rows = [("source", ["tokens", "share", "epochs", "loss", "perplexity", "held-out loss"])]
+    for name, measured in run.sources.items():
+        loss, perplexity = measured["loss"], measured["perplexity"]
+        cells = [
+            f"{measured['tokens']:,}",
+            f"{measured['tokens'] / max(total, 1):.1%}",
+            f"{measured['epochs']:.3g}",
+            _loss(loss),
+            NOTHING if perplexity is None else f"{perplexity:,.4g}",
+            _loss(run.evaluation.get(f"loss.{name}")),
+        ]
+        rows.append((name, cells))
+    return rows
 
 
 def spread_text(found: dict[str, Spread]) -> str:

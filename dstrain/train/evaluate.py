@@ -14,7 +14,7 @@ from dstrain.checkpoint.manifest import run_of, step_of
 from dstrain.checkpoint.store import Place, place
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.train.alone import alone
 from dstrain.train.state import restore_state
 
@@ -34,12 +34,21 @@ def eval_command(args: Namespace) -> int:
         found = {"checkpoint": str(checkpoint), "step": step_of(checkpoint), "split": args.split, "metrics": metrics}
         print(json.dumps(found, ensure_ascii=False))
         return EXIT_DONE
-    where = getattr(recipe.data, args.split, None) or f"held out of {getattr(recipe.data, 'train', '')}"
-    print(f"{checkpoint}, data.{args.split}: {where}")
+    print(f"{checkpoint}, data.{args.split}: {_where(recipe, args.split)}")
     for name, value in metrics.items():
         if isinstance(value, int | float):
             print(f"  {name:<24} {value:.6g}")
     return EXIT_DONE
+
+
+def _where(recipe: Recipe, split: str) -> str:
+    """What the metrics are of."""
+    if location := getattr(recipe.data, split, None):
+        return str(location)
+    if not isinstance(recipe, MaskedLmRecipe):
+        return f"held out of {recipe.data.train}"
+    sources = recipe.data.training_sources.items()
+    return ", ".join(f"{name} {source.valid}" for name, source in sources if source.valid is not None)
 
 
 def evaluated(checkpoint: Place, recipe: Recipe, split: str) -> dict[str, Any]:

@@ -46,7 +46,8 @@ for step in range(1, 1000):
 PAGE = """\
 bert  runs/bert
 state      forward; 3 ranks on 2 nodes; ssh, supervisor 4711 on login
-step       1,200/10,000 (12 %), loss 3.1234, 12,345 tok/s, 1:02:03 left
+part       phase 2 of 3, context
+step       1,200/10,000 (12 %), loss 3.1234 (web 3.20, code 2.80), 12,345 tok/s, 1:02:03 left
 saved      step 1,000, 0:01:20 ago
 attempts   2
 time       1:00:00: computing 83.3 %, saving 16.7 %, lost to restarts 0.0 %
@@ -89,9 +90,11 @@ def test_the_page() -> None:
         last_verdict="rank 1 on node2: it hangs; restart: 1 of 3",
         last_verdict_attempt=1,
         phase="forward",
+        part="phase 2 of 3, context",
         step=1200,
         total_steps=10_000,
         loss=3.1234,
+        source_losses={"web": 3.201, "code": 2.8},
         tokens_per_second=12_345.4,
         seconds_left=3723.0,
         checkpoint_step=1000,

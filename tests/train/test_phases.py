@@ -1,5 +1,6 @@
 """Phases and sources of a run on real ranks: rows, losses, rates and the model's positions, whoever computes them."""
 
+import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from dstrain.data.shards import Corpus
 from dstrain.data.stream import RowStream
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
+from dstrain.launch.progress import Status, figures
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.report.page import write_report
+from dstrain.report.runs import summarize_run
+from dstrain.report.text import report_text
 
 pytestmark = pytest.mark.ranks
 RECIPE = """\
@@ -212,6 +217,33 @@ def test_after_a_rollback_rows_go_by_the_data_step_and_the_rate_by_the_step(runs
     assert rates == {line["step"]: line["learning_rate"] for line in trained(runs / "whole")}
     manifest = Manifest.read(checkpoint_folder(runs / "back", 10))
     assert (manifest.data_step, manifest.rollbacks) == (12, 1)
+
+
+def test_the_report_has_each_source(runs: Path) -> None:
+    run = summarize_run(runs / "whole")
+    assert run.batch == "16 rows × 16 tokens → 24 rows × 32 tokens → 8 rows × 64 tokens"
+    last = trained(runs / "whole")[-1]["sources"]
+    assert [measured["tokens"] for measured in run.sources.values()] == [last[name]["tokens"] for name in SOURCES]
+    assert all(measured["loss"] for measured in run.sources.values()), "also of those that the last step has no rows of"
+    table = report_text([run]).splitlines()
+    (heading,) = (number for number, line in enumerate(table) if line.startswith("source "))
+    assert table[heading].split() == ["source", "tokens", "share", "epochs", "loss", "perplexity", "held-out", "loss"]
+    assert [line.split()[0] for line in table[heading + 1 : heading + 4]] == SOURCES
+    assert table[heading + 3].split()[-1] == f"{run.evaluation['loss.books']:.4f}"
+    write_report([runs / "whole"], runs / "report.html", runs / "report.md")
+    page = (runs / "report.html").read_text()
+    assert "training loss by source" in page and "held-out loss, books" in page
+    assert "| code |" in (runs / "report.md").read_text()
+
+
+def test_status_names_the_phase_and_the_loss_of_each_source(runs: Path) -> None:
+    (file,) = (runs / "whole" / "status").glob("*.json")
+    status = json.loads(file.read_text())
+    assert status["part"] == "phase 3 of 3, cooldown"
+    assert list(status["source_losses"]) == SOURCES
+    shown = figures(Status.from_json(status), status["time_unix"])
+    losses_of = ", ".join(f"{name} {loss:.2f}" for name, loss in status["source_losses"].items())
+    assert f"10/10 (100 %), loss {status['loss']:.4f} ({losses_of})" in shown
 
 
 def test_tensorboard_has_each_source(runs: Path) -> None:
