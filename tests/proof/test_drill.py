@@ -65,7 +65,7 @@ def test_all_faults_are_tried_unless_some_are_named(tiny_recipe: RecipeMaker) ->
         ({"faults": "kill,sigkil"}, "--faults: there is no sigkil; there are kill, segfault"),
         ({"steps": 8}, "--steps 8 with --save-every 4: at least 32 steps"),
         ({"save_every": 5}, "saved every 1 to 4"),
-        ({"world": 3}, "3 ranks cannot share"),
+        ({"world": 9}, "9 ranks cannot train tiny"),
     ],
 )
 def test_impossible_plans_are_refused(changes: dict[str, object], message: str, tiny_recipe: RecipeMaker) -> None:

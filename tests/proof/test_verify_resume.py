@@ -1,6 +1,7 @@
 """verify-resume: passes on a recipe that comes back, and sees it when something does not."""
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from ranks import run_ranks
 
 from dstrain.cli import main
 from dstrain.errors import UserError
+from dstrain.plan.timeline import make_timeline
 from dstrain.proof.distance import Distance, RunDistance, run_distance
 from dstrain.proof.trial import Trial, TrialError, dropout_rates, trial_recipe
 from dstrain.proof.verify_resume import (
@@ -47,14 +49,15 @@ def arguments(**changes: object) -> Namespace:
     return Namespace(**({"steps": 12, "stop_at": 5, "world": None, "then_world": None, "then_stage": None} | changes))
 
 
-def test_another_number_of_ranks_and_another_stage_are_chosen(tiny_recipe: RecipeMaker) -> None:
-    plan = make_plan(tiny_recipe("train.zero.stage=1"), arguments())  # 8 lanes, 8 rows, micro-batches of 2
-    assert (plan.world, plan.then_world, plan.then_stage) == (2, 1, 3)
-    assert (plan.topology, plan.then_topology) == ("2 ranks, ZeRO-1", "1 rank, ZeRO-3")
-    plan = make_plan(tiny_recipe("train.micro_batch_rows=8"), arguments())  # only one rank is possible
-    assert (plan.world, plan.then_world, plan.then_stage) == (1, 1, 2)
-    plan = make_plan(tiny_recipe(), arguments(world=4, then_world=2, then_stage=0))
-    assert (plan.world, plan.then_world, plan.then_stage) == (4, 2, 0)
+def test_other_numbers_of_ranks_and_another_stage_are_chosen(tiny_recipe: RecipeMaker) -> None:
+    plan = make_plan(tiny_recipe("train.zero.stage=1"), arguments())  # 8 lanes
+    assert (plan.worlds, plan.then_stage) == ((2, 3, 1), 3)
+    assert (plan.topology, plan.then_topology) == ("2 ranks, ZeRO-1", "3 → 1 rank, ZeRO-3")
+    plan = make_plan(tiny_recipe("data.lanes=1"), arguments())  # only one rank is possible
+    assert (plan.worlds, plan.then_stage) == ((1, 1), 2)
+    plan = make_plan(tiny_recipe(), arguments(world=4, then_world="2", then_stage=0))
+    assert (plan.worlds, plan.then_stage) == ((4, 2), 0)
+    assert make_plan(tiny_recipe(), arguments(world=5, then_world="7,3")).worlds == (5, 7, 3)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +65,9 @@ def test_another_number_of_ranks_and_another_stage_are_chosen(tiny_recipe: Recip
     [
         ({"stop_at": 0}, "--stop-at 0 with --steps 12: the interruption comes after step 1 at the earliest"),
         ({"steps": 6}, "two steps before the end at the latest"),
-        ({"world": 3}, "3 ranks cannot share"),
-        ({"then_world": 16}, "16 ranks cannot share"),
+        ({"world": 9}, "9 ranks cannot train tiny"),
+        ({"then_world": "3,16"}, "16 ranks cannot train tiny"),
+        ({"then_world": "3;1"}, "--then-world 3;1: give a number of ranks, or several as in 3,1"),
     ],
 )
 def test_impossible_plans_are_refused(changes: dict[str, object], message: str, tiny_recipe: RecipeMaker) -> None:
@@ -80,6 +84,21 @@ def test_the_recipe_is_cut_short(tiny_recipe: RecipeMaker) -> None:
     assert dropout_rates(short) == {}
     assert dropout_rates(trial_recipe(recipe, 12, 5)) == {"hidden_dropout_prob": 0.1}
     assert trial_recipe(tiny_recipe("train.tokens=9999", "train.steps=null"), 12, 5).train.tokens is None
+
+
+def test_a_trial_comes_through_all_phases(tiny_recipe: RecipeMaker) -> None:
+    phases = "[{steps: 100, schedule: {warmup_steps: 90}}, {tokens: 99999, train: {global_batch_rows: 12}}, {steps: 9}]"
+    recipe = tiny_recipe("train.steps=null", "data.lanes=null", f"phases={phases}")
+    short = trial_recipe(recipe, 13, 5)
+    timeline = make_timeline(short, None)
+    assert timeline is not None
+    assert [(phase.first_step, phase.steps) for phase in timeline.phases] == [(0, 4), (4, 4), (8, 5)]
+    assert (timeline.lanes, timeline.total_steps) == (4, 13)
+    assert timeline.phases[0].schedule is not None
+    assert timeline.phases[0].schedule.warmup_steps == 1
+    few = make_timeline(trial_recipe(recipe, 2, 1), None)
+    assert few is not None
+    assert ([phase.steps for phase in few.phases], few.lanes) == ([1, 1], 4)
 
 
 # ------------------------------------------------------------------ what is judged
@@ -172,7 +191,7 @@ def test_a_recipe_with_dropout_comes_back(
     (tmp_path / "tiny.yaml").write_text(
         resolved_yaml(tiny_recipe("model.config.hidden_dropout_prob=0.1", "train.zero.stage=1"))
     )
-    command = ["verify-resume", str(tmp_path / "tiny.yaml"), "--steps", "20", "--stop-at", "3", "--json"]
+    command = ["verify-resume", str(tmp_path / "tiny.yaml"), "--steps", "24", "--stop-at", "3", "--json"]
     assert main([*command, "--dir", str(tmp_path / "runs")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["passed"], found["topology"]) == (True, "2 ranks, ZeRO-1")
@@ -180,7 +199,8 @@ def test_a_recipe_with_dropout_comes_back(
     assert killed["interruption"].startswith("SIGKILL of rank 1 in step ")
     assert killed["distance"]["states"]["weight"] == {"bit_equal": True, "largest": 0.0, "relative": 0.0}
     assert killed["distance"]["loss"]["bit_equal"]
-    assert moved["resumed"] == "1 rank, ZeRO-3"
+    assert moved["resumed"] == "3 → 1 rank, ZeRO-3"
+    assert re.fullmatch(r"SIGTERM, saved at step \d+ and \d+", moved["interruption"])
     assert moved["note"] == "other micro-batches draw other dropout: both runs without"
     assert 0 < moved["distance"]["loss"]["relative"] < 1e-5
     assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()) == [
