@@ -1,7 +1,7 @@
 """Which implementation of attention a run computes with."""
 
 from dstrain.model.shape import MATMUL_ARCHITECTURES
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
 MATMUL_TOKENS = 1024  # longest rows of which all probabilities are kept without being asked for
 
@@ -11,12 +11,14 @@ def attention_of(recipe: Recipe, *, on_cpu: bool) -> str:
 
     In bf16 on a CPU torch's fused kernel takes about three times as long as matrix products at 128 tokens, and twice as
     long at 512 (tools/bench/attention.py). Those keep probabilities of rows × heads × tokens² for the backward pass,
-    which at some length is too much; in fp32 they are not faster.
+    which at some length is too much; in fp32 they are not faster. A run has one for all of its phases.
     """
     model = recipe.model
     if model.attention != "auto" or model.architecture not in MATMUL_ARCHITECTURES:
         return initial_attention(model.attention)
-    short = recipe.data.sequence_length <= MATMUL_TOKENS
+    phases = recipe.phases if isinstance(recipe, MaskedLmRecipe) else ()
+    longest = max([recipe.data.sequence_length, *(phase.data.sequence_length or 0 for phase in phases)])
+    short = longest <= MATMUL_TOKENS
     return "matmul" if on_cpu and recipe.train.precision == "bf16" and short else "sdpa"
 
 
