@@ -64,7 +64,7 @@ def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable[..., Recipe]) -> Path:
-    """tiny.yaml beside an uninterrupted run of it by one process of this machine. 1, 2, 3 or 6 ranks are legal."""
+    """tiny.yaml beside an uninterrupted run of it by one process of this machine. 1 to 6 ranks can train it."""
     folder = tmp_path_factory.mktemp("reference")
     # 24 rows, one at a time: a step takes about a sixth of a second, so that it can be caught
     batch = ("data.lanes=6", "train.global_batch_rows=24", "train.micro_batch_rows=1")

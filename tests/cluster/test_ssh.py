@@ -119,7 +119,7 @@ def test_pdsh_the_link_is_cut_for_good_and_the_run_goes_on_with_the_rest(ssh_lab
     first = project.of_attempt(1, "verdict.json")["first"]
     assert (first["rank"], first["host"]) == (None, "node2")
     assert project.hosts_of(2) == {"node1"}
-    assert "nodes 1-2, and 2 there: 2 used, the most that can share a global batch" in launch.said()
+    assert "nodes 1-2, and 2 there: 2 used" in launch.said()
     project.check()
 
 

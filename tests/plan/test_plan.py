@@ -394,6 +394,9 @@ def test_attention_keeps_probabilities_only_where_that_is_faster_and_fits(
     sections = {"train": {"precision": precision}, "data": {"sequence_length": tokens}}
     assert attention_of(masked_lm(**sections), on_cpu=on_cpu) == chosen
     assert attention_of(masked_lm(**sections, model={"attention": "eager"}), on_cpu=on_cpu) == "eager"
+    longer = sections | {"data": {"sequence_length": 128}, "phases": [{"steps": 3}, {"steps": 3, **sections}]}
+    longer["phases"][1].pop("train")
+    assert attention_of(masked_lm(**longer), on_cpu=on_cpu) == chosen
     biased = pair("t5", {})  # its scores have more added to them than a mask
     assert attention_of(biased.model_copy(update={"train": masked_lm(**sections).train}), on_cpu=on_cpu) == "sdpa"
     asked = {"model.attention": "matmul", "model.architecture": "t5"}
