@@ -25,8 +25,8 @@ CACHED_TOKENS = 1 << 22  # of texts read last, over all shards of a corpus
 class OpenShard(ABC):
     """A mapped shard as blocks of documents. Its documents and their tokens are numbered from 0 in natural order.
 
-    A *start* is where a slice of a document begins: in a token shard a place in `ids`, in a text shard the number of a
-    token.
+    A *start* is where a slice of a document begins: in a token shard a place in its file, counted in ids, in a text
+    shard the number of a token.
     """
 
     def __init__(
@@ -41,11 +41,6 @@ class OpenShard(ABC):
         self._block_starts, self._block_tokens = block_starts, block_tokens
         self._first_tokens = np.concatenate([[0], np.cumsum(block_tokens)])
         self._first_documents = np.concatenate([[0], np.cumsum(block_documents)])
-
-    @property
-    def ids(self) -> TokenIds:
-        """Of a token shard, the whole tar as ids, of which only what `read` named was checked."""
-        raise AssertionError("a text shard has no ids: they are read")
 
     @property
     def memory_bytes(self) -> int:
@@ -134,17 +129,12 @@ class TokenShard(OpenShard):
         dtype: np.dtype[np.integer] = np.dtype(dtype_name)
         self._ids, self._itemsize = mapped.as_array(dtype), dtype.itemsize
         self._block_documents, self._ends_offsets = columns["block_documents"], columns["ends_offset"]
-        starts = columns["ids_offset"] // self._itemsize  # in `ids`
+        starts = columns["ids_offset"] // self._itemsize
         self._checked, self._block_ids = mapped.checked, mapped.block_bytes // self._itemsize
         super().__init__(mapped, starts, columns["block_tokens"], self._block_documents)
 
-    @property
-    def ids(self) -> TokenIds:
-        """The whole tar as ids."""
-        return self._ids
-
     def read(self, start: int, length: int) -> TokenIds:
-        """A view of `ids`. On the hot path: asks for a check only where a block was not checked yet."""
+        """A view of the map. On the hot path: asks for a check only where a block was not checked yet."""
         stop = start + length
         if self._checked.find(0, start // self._block_ids, (stop - 1) // self._block_ids + 1) >= 0:
             self.mapped.check(start * self._itemsize, stop * self._itemsize)

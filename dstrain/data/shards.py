@@ -43,8 +43,7 @@ __all__ = ["DEFAULT_TEXT_FIELD", "BadSample", "Corpus", "DocumentPlace", "OpenSh
 class Slices:
     """Slices of documents, in columns of N: `length` tokens from `start` of a shard on. None is empty.
 
-    `start` counts, in a token shard, ids of `OpenShard.ids`; in a text shard, tokens of the shard. `OpenShard.read`
-    takes either.
+    `start` is what `OpenShard.read` takes.
     """
 
     shard: NDArray[np.int64]
@@ -196,8 +195,8 @@ class Corpus:
     def slices(self, first: int, last: int) -> Slices:
         """The tokens first … last-1 of the line as slices of documents in natural order.
 
-        The bytes that hold them are checked at their first touch. Raises CorpusError naming the shard and the block of
-        bytes that is not what was indexed.
+        What says where documents end is checked at its first touch, their own bytes when they are read. Raises
+        CorpusError naming the shard and the block of bytes that is not what was indexed.
         """
         assert 0 <= first < last <= self.total_tokens, f"tokens {first} to {last} of {self.total_tokens}"
         number = int(np.searchsorted(self._firsts, first, "right")) - 1

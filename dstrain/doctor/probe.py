@@ -186,7 +186,7 @@ def _limit(kind: int) -> int | None:
 
 
 def _corpus(location: str, text_field: str) -> str:
-    """The digest of a corpus's index, once all of its shards are there in their sizes; or what is wrong."""
+    """The digest of a corpus's index, once all of its shards are there; or what is wrong."""
     from dstrain.data.shards import Corpus
 
     try:
