@@ -233,7 +233,7 @@ def _shards(commands: "_Commands[argparse.ArgumentParser]") -> None:
     index = _add(group, "index", "dstrain.data.commands:index_command", "index shards that other programs wrote")
     index.add_argument("path", metavar="PATH", help="a folder of shards")
     _field(index)
-    index.add_argument("--tokenizer", metavar="DIR", help="count tokens with this tokenizer as well")
+    index.add_argument("--tokenizer", metavar="DIR", help="what made token shards, or is to count the tokens of texts")
     check = _add(group, "check", "dstrain.data.commands:check_command", "read every sample, verify every digest")
     check.add_argument("path", metavar="PATH", help="a folder of shards")
     _field(check)
