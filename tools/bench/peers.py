@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 HERE = Path(__file__).resolve().parent
-OUR_TORCH = f"torch=={torch.__version__.split('+')[0]}"
+OUR_TORCH = f"torch=={version('torch').split('+')[0]}"
 
 
 @dataclass(frozen=True)

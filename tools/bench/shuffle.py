@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpora import documents, median_of, table, write_tokens
+from corpora import median_of, table, write_linked_corpus
 from numpy.typing import NDArray
 from specs import stream_spec
 
@@ -33,10 +33,11 @@ from dstrain.data.line import default_window_blocks
 from dstrain.data.shards import Slices
 from dstrain.data.spec import PhaseSpec, SourceSpec, StreamSpec
 from dstrain.data.stream import RowStream
+from dstrain.recipe.schema import default_lanes
 
 Int64Array = NDArray[np.int64]
 RANDOM_ORDERS = 4  # drawn of each corpus
-COST_LANES = 64
+COST_LANES, COST_SHARD_DOCUMENTS = 64, 2000
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def order_line(case: Case, window_blocks: int | None) -> dict[str, Any]:
     return {
         "corpus": case.contents.name,
         "batch": f"{case.rows} × {case.row_tokens}",
-        "lanes": case.lanes,
+        "lanes": f"{case.lanes}{' (default)' if case.lanes == default_lanes([case.rows]) else ''}",
         "steps": case.steps,
         "block tokens": lanes.line.block_tokens,
         "window blocks": f"{lanes.line.window_blocks}{'' if window_blocks else ' (default)'}",
@@ -267,14 +268,15 @@ def order_cases(quick: bool) -> list[Case]:
     large = many_kinds(20_000, 40, 300)
     single = many_kinds(20_000, 1, 300)
     return [
-        Case(uniform, 256, 256, 64),
+        Case(uniform, 256, 256, default_lanes([256])),
         Case(uniform, 256, 256, 256),
-        Case(uniform, 64, 512, 64),
-        Case(large, 256, 512, 256),
+        Case(uniform, 64, 512, default_lanes([64])),
+        Case(large, 256, 512, default_lanes([256])),
         Case(large, 2048, 512, 64),
-        Case(large, 2048, 512, 1024),
-        Case(single, 64, 128, 64),
-        Case(single, 16, 128, 16),
+        Case(large, 2048, 512, default_lanes([2048])),
+        Case(large, 4096, 512, default_lanes([4096])),
+        Case(single, 64, 128, default_lanes([64])),
+        Case(single, 16, 128, default_lanes([16])),
     ]
 
 
@@ -283,7 +285,7 @@ def order_cases(quick: bool) -> list[Case]:
 
 def cost_lines(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """For each window a process of its own, which reads a token corpus from the disk."""
-    write_tokens(folder / "corpus", documents(args.documents))
+    write_linked_corpus(folder / "corpus", folder / "originals", args.shards, COST_SHARD_DOCUMENTS)
     lines: dict[int | None, list[dict[str, float]]] = {window: [] for window in (None, *args.windows)}
     for _ in range(args.rounds):
         for window, measured in lines.items():
@@ -345,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", nargs="+", type=int, default=[], metavar="BLOCKS", help="besides the default")
     parser.add_argument("--cost", action="store_true", help="measure what windows cost instead")
-    parser.add_argument("--documents", type=int, default=200_000, help="of the corpus for --cost")
+    parser.add_argument("--shards", type=int, default=2000, help="of 2,000 documents each, for --cost")
     parser.add_argument("--rounds", type=int, default=3, help="for --cost (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3, help="of one measurement for --cost")
     parser.add_argument("--quick", action="store_true", help="small corpora: does it run?")
@@ -356,7 +358,7 @@ def main() -> None:
         print(json.dumps(measure_cost(json.loads(args.measure))))
         return
     if args.quick:
-        args.documents, args.rounds, args.seconds = 2000, 1, 0.2
+        args.shards, args.rounds, args.seconds = 2, 1, 0.2
     tables: list[list[dict[str, Any]]]
     if args.cost:
         with tempfile.TemporaryDirectory(prefix="dstrain-bench-") as folder:
