@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dstrain.checkpoint.manifest import Manifest
-from dstrain.data.index import CORPUS_INDEX_NAME, DIGEST_BLOCK_BYTES
+from dstrain.data.index import DIGEST_BLOCK_BYTES
 from dstrain.data.locate import locate
 from dstrain.proof.training_data import TrainingData
 from dstrain.recipe.schema import MaskedLmRecipe
@@ -32,12 +32,13 @@ def link_corpus(location: str, folder: Path) -> None:
     """Link every shard of a location into a new folder, with what is known of them."""
     located = locate(location)
     folder.mkdir(parents=True)
-    for shard in (located.path(number).resolve() for number in range(len(located))):
-        for file in shard.parent.glob(f"{shard.name}*"):
-            (folder / file.name).symlink_to(file)
-    index = Path(location) / CORPUS_INDEX_NAME
-    if index.is_file():  # the location is a folder, and all of it is linked
-        (folder / CORPUS_INDEX_NAME).symlink_to(index.resolve())
+    shards = [located.path(number) for number in range(len(located))]
+    files = [file for shard in shards for file in shard.parent.glob(f"{shard.name}*")]
+    if Path(location).is_dir():  # all of it: what is known of the folder holds of the links too
+        files += Path(location).glob("*.json")
+    for file in dict.fromkeys(files):
+        if not (folder / file.name).exists():
+            (folder / file.name).symlink_to(file.resolve())
 
 
 def next_shard(recipe: MaskedLmRecipe, checkpoint: Path) -> Path:
