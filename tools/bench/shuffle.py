@@ -31,7 +31,6 @@ from specs import stream_spec
 from dstrain.data.lanes import SourceLanes
 from dstrain.data.line import default_window_blocks
 from dstrain.data.shards import Slices
-from dstrain.data.spec import PhaseSpec, SourceSpec, StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.recipe.schema import default_lanes
 
@@ -204,11 +203,14 @@ def times_seen(case: Case, lanes: SourceLanes) -> Int64Array:
 # ---------------------------------------------------------------- tables
 
 
-def open_lanes(case: Case, window_blocks: int | None, seed: int = 0) -> SourceLanes:
+def open_lanes(case: Case, window_blocks: int | None) -> SourceLanes:
     """The lanes of a case's documents."""
-    phase = PhaseSpec(0, None, case.rows, case.row_tokens, (0.15, 0.15), (1.0,))
-    spec = StreamSpec(
-        (SourceSpec("corpus", ""),), (phase,), case.lanes, seed, tokenizer=None, shuffle_window=window_blocks
+    spec = stream_spec(
+        (Path(case.contents.name),),
+        rows=case.rows,
+        row_tokens=case.row_tokens,
+        lanes=case.lanes,
+        shuffle_window=window_blocks,
     )
     return SourceLanes(ContentsAsCorpus(case.contents), spec)  # type: ignore[arg-type]
 
