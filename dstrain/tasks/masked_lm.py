@@ -221,9 +221,9 @@ class _ValidSet:
 
 def _valid_sets(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[str | None, _ValidSet]:
     """`data.valid` (None), and what sources have of their own by their names."""
-    named = {name: source.valid for name, source in recipe.data.training_sources.items()}
-    locations: dict[str | None, str | None] = {None: recipe.data.valid, **named}
-    sets = {}
+    locations: dict[str | None, str | None] = {None: recipe.data.valid}
+    locations.update((name, source.valid) for name, source in recipe.data.training_sources.items())
+    sets: dict[str | None, _ValidSet] = {}
     for name, location in locations.items():
         if location is not None:
             tokens = _open(recipe, location, tokenizer).total_tokens

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.launch.debug_text import ORDERS, REPORT
 from dstrain.model.shape import frozen_parameters, model_shape, parameters_of
-from dstrain.plan import activation_bytes, rank_memory
+from dstrain.plan import activation_bytes, batch_plan, corpus_tokens, in_phase, make_timeline, rank_memory
 from dstrain.rank import write_json
 from dstrain.recipe.schema import Recipe
 from dstrain.train import main
@@ -94,7 +94,11 @@ class Look:
     """Watches rank 0: its first micro-batch for shapes and activations, its last step for operators, all for time."""
 
     def __init__(self, runtime: Runtime, recipe: Recipe, last_step: int) -> None:
-        self._runtime, self._recipe, self._last = runtime, recipe, last_step
+        timeline = make_timeline(recipe, corpus_tokens(recipe))
+        phase = None if timeline is None else timeline.phase_at(0)  # a few steps see no other
+        self._batch = batch_plan(recipe, runtime.world_size, phase)
+        self._runtime, self._last = runtime, last_step
+        self._recipe = recipe if phase is None else in_phase(recipe, phase)
         self._module: nn.Module = runtime.engine.module
         self._model = next(module for module in self._module.modules() if isinstance(module, PreTrainedModel))
         self._phase, self._since, self._step = "load", time.perf_counter(), 0
@@ -224,7 +228,7 @@ class Look:
         later = {phase: spent[1] for phase, spent in self._seconds.items()}
         return {
             "device": str(self._runtime.device),
-            "batch": str(self._runtime.batch),
+            "batch": str(self._batch),
             "steps": self._step,
             "inputs": self._inputs,
             "outputs": self._outputs,
