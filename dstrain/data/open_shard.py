@@ -163,6 +163,8 @@ class TextCache:
     def __init__(self) -> None:
         self._segments: OrderedDict[tuple[int, int, int], TokenIds] = OrderedDict()
         self._tokens = 0
+        self.long_text: tuple[tuple[int, int], list[str]] | None = None
+        """The segments of the long JSON text that was read last, by (shard, document): it is parsed as a whole."""
 
     def get(self, key: tuple[int, int, int]) -> TokenIds | None:
         """The ids of (shard, document, segment), if they are here."""
@@ -263,7 +265,10 @@ class TextShard(OpenShard):
             first = int(sizes[:segment].sum())
             raw = self.mapped.bytes_at(span[0] + first, min(int(sizes[segment]), span[1] - first))
             return raw.decode("utf-8", "replace")  # what is not UTF-8 has another number of tokens, or was not counted
-        parts = list(segments(self.mapped.text(document, self._text_field)))
+        if self._cache.long_text is None or self._cache.long_text[0] != (self._number, document):
+            parts = list(segments(self.mapped.text(document, self._text_field)))
+            self._cache.long_text = (self._number, document), parts
+        parts = self._cache.long_text[1]
         return parts[segment] if segment < len(parts) else ""
 
     def _disagreement(self, document: int, reason: str) -> CorpusError:
