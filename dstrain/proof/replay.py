@@ -140,11 +140,12 @@ class _Rehearsal:
                 loss_sum += float(loss.detach())
             yield rank, loss_sum
 
-    def train(self, batches: Sequence[StepBatch], step: int) -> None:
-        """Make global step `step`."""
+    def train(self, batches: Sequence[StepBatch], step: int, logged_rate: float | None) -> None:
+        """Make a global step, by the learning rate that was logged: the recipe may have another length by now."""
         for _ in self.in_turn(batches, range(self.world_size)):
             pass
-        self.runtime.apply_step(learning_rate(self.recipe, self.task.totals.timeline, step - 1, self.plateau))
+        rate = learning_rate(self.recipe, self.task.totals.timeline, step - 1, self.plateau)
+        self.runtime.apply_step(rate if logged_rate is None else logged_rate)
 
     def judge(self, evaluation: dict[str, Any] | None, step: int) -> None:
         """What the run's own evaluation after a step meant for the learning rate."""
@@ -217,8 +218,10 @@ def _at_the_step(rehearsal: _Rehearsal, run_dir: Path, history: StepHistory, say
     _restore(rehearsal, history)
     steps = {_data_step(rehearsal, history, entry): entry.step for entry in history.entries}  # data step → step
     last = max(steps)
-    metrics = run_dir / "metrics.jsonl"
-    evaluations = {entry["step"]: entry for entry in (read_metrics(metrics).evaluations if metrics.is_file() else [])}
+    file = run_dir / "metrics.jsonl"
+    metrics = read_metrics(file) if file.is_file() else None
+    evaluations = {entry["step"]: entry for entry in (metrics.evaluations if metrics else [])}
+    rates = {entry["step"]: entry["learning_rate"] for entry in (metrics.training if metrics else [])}
     with ExitStack() as stack:
         streams = [stack.enter_context(task.rank_steps(k, world_size, min(steps))) for k in range(world_size)]
         for data_step in range(min(steps), last + 1):
@@ -226,7 +229,7 @@ def _at_the_step(rehearsal: _Rehearsal, run_dir: Path, history: StepHistory, say
             batches = [next(stream) for stream in streams]
             if data_step in steps and data_step < last:  # a rollback drops the others
                 say(f"step {steps[data_step]:,}: training it, to come to step {steps[last]:,}")
-                rehearsal.train(batches, steps[data_step])
+                rehearsal.train(batches, steps[data_step], rates.get(steps[data_step]))
                 rehearsal.judge(evaluations.get(steps[data_step]), steps[data_step])
         return last, batches
 

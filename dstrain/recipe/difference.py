@@ -45,11 +45,16 @@ class Difference:
         """For people: `phase 2 (long): data.sequence_length: 512 → 256`."""
         where = f"{self.phase}: " if self.phase else ""
         remedy = f" ({self.remedy})" if self.remedy else ""
-        return f"{where}{self.key}: {shown(self.before)} → {shown(self.after)}{remedy}"
+        before, after = shown(self.before), shown(self.after)
+        if before == after:  # apart by less than is shown
+            before, after = json.dumps(self.before), json.dumps(self.after)
+        return f"{where}{self.key}: {before} → {after}{remedy}"
 
 
 def shown(value: Any) -> str:
-    """A value as people read it: texts as they are, digests by their first digits, all else as JSON."""
+    """A value as people read it: texts as they are, digests by their first digits, all else as JSON, rounded."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     is_digest = len(value) >= _DIGEST_DIGITS and all(digit in "0123456789abcdef" for digit in value)

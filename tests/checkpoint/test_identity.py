@@ -78,7 +78,7 @@ def test_the_same_is_the_same_whatever_sources_are_called() -> None:
         (replace(LONG, length=128), "phase 2 (long): data.sequence_length: 64 → 128"),
         (replace(LONG, rows=8), "phase 2 (long): train.global_batch_rows: 16 → 8"),
         (replace(LONG, rate=(0.3, 0.3)), "phase 2 (long): data.masking.rate: 0.15 → 0.3"),
-        (replace(LONG, theta=160000.0), "phase 2 (long): model.global_rope_theta: null → 160000.0"),
+        (replace(LONG, theta=160000.0), "phase 2 (long): model.global_rope_theta: null → 160000"),
         (
             replace(LONG, rate=(0.3, 0.1)),
             'phase 2 (long): data.masking.rate: 0.15 → {"from": 0.3, "to": 0.1, "steps": 10}',
@@ -89,7 +89,7 @@ def test_the_same_is_the_same_whatever_sources_are_called() -> None:
         ),
         (
             replace(LONG, sources=(("books", BOOKS, 1.0),)),
-            "phase 2 (long): data.sources.web.weight: 1.0 → 0",
+            "phase 2 (long): data.sources.web.weight: 1 → 0",
         ),
     ],
 )
@@ -184,6 +184,10 @@ def test_a_difference_says_whether_it_is_one_of_data_and_survives_json() -> None
     assert Difference.from_json(difference.to_json()) == difference
     assert shown("deadbeef" * 4) == "deadbeefdead…"
     assert shown("a/path") == "a/path"
+    assert shown(5 / 7) == "0.714286"
+    assert str(Difference("data.masking.rate", 0.3, 0.30000000000000004)) == (
+        "data.masking.rate: 0.3 → 0.30000000000000004"
+    )
 
 
 def test_sources_are_remembered_by_name() -> None:

@@ -95,6 +95,33 @@ def test_other_ranks_share_other_rows_and_the_whole_is_the_same(run_dir: Path) -
     assert f"… and {len(parts.documents) - 1} more" in text
 
 
+@pytest.mark.parametrize("world_size", [3, 5, 8])
+def test_any_number_of_ranks_up_to_the_lanes_gives_the_same_step(run_dir: Path, world_size: int) -> None:
+    whole, parts = replayed(run_dir, 1), replayed(run_dir, 1, world_size=world_size)
+    assert whole.digest == parts.digest == parts.ledger_digest
+    assert [one.targets for one in parts.ranks] == [5 * rows for rows in rows_of_ranks(8, world_size)]
+    assert sum(one.targets for one in parts.ranks) == sum(one.targets for one in whole.ranks)
+    assert {(one.row, one.sample, one.text) for one in whole.documents} == {
+        (one.row, one.sample, one.text) for one in parts.documents
+    }
+
+
+def rows_of_ranks(lanes: int, world_size: int) -> list[int]:
+    return [len(range(rank, lanes, world_size)) for rank in range(world_size)]
+
+
+def test_steps_are_trained_with_the_learning_rate_that_they_had(run_dir: Path, tmp_path: Path) -> None:
+    """The recipe may be longer by now, and its schedule another one."""
+    longer = tmp_path / "run"
+    shutil.copytree(run_dir, longer)
+    text = (longer / "recipe.yaml").read_text()
+    assert "  steps: 6\n" in text
+    (longer / "recipe.yaml").write_text(text.replace("  steps: 6\n", "  steps: 600\n"))
+    found = replayed(longer, 6)
+    assert found.steps_trained == 2
+    assert found.loss == pytest.approx(logged(run_dir)[6]["loss"], abs=1e-5)
+
+
 def test_after_a_rollback_the_dropped_rows_are_passed_over(tmp_path: Path, tiny_recipe: RecipeMaker) -> None:
     """The ledger and the checkpoint of a run that rolled back from step 3 to step 2 and went on with later rows."""
     folder = run_folder(
