@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,12 @@ def train_batch(runtime: Runtime, batch: StepBatch, learning_rate: float) -> tup
 
 def train_steps(runtime: Runtime, task: Task, steps: int, learning_rate: float = 1e-3) -> list[float]:
     """Losses of the first `steps` global steps."""
+    losses = []
     with task.steps(0) as batches:
-        return [train_batch(runtime, next(batches), learning_rate)[0] for _ in range(steps)]
+        for batch in islice(batches, steps):
+            (completed,) = task.completed([batch])
+            losses.append(train_batch(runtime, completed, learning_rate)[0])
+    return losses
 
 
 def state_pieces(runtime: Runtime, task: Task, state: str) -> Pieces:

@@ -20,6 +20,7 @@ from dstrain.data.stream import RowStream
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
 from dstrain.launch.progress import Status, figures
+from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
@@ -217,6 +218,21 @@ def test_after_a_rollback_rows_go_by_the_data_step_and_the_rate_by_the_step(runs
     assert rates == {line["step"]: line["learning_rate"] for line in trained(runs / "whole")}
     manifest = Manifest.read(checkpoint_folder(runs / "back", 10))
     assert (manifest.data_step, manifest.rollbacks) == (12, 1)
+
+
+def replayed(rank: int, world: int, run_dir: Path, step: int) -> Replay:
+    return replay(run_dir, step, None, None, trace=False)
+
+
+@pytest.mark.parametrize(("step", "world"), [(3, 3), (6, 5)])
+def test_a_step_of_unequal_ranks_is_replayed_on_one_device(step: int, world: int, runs: Path) -> None:
+    logged = {line["step"]: line for line in trained(runs / "parts")}
+    (again,) = run_ranks(1, replayed, runs / "parts", step)
+    assert again.same_rows and again.world_size == world
+    assert again.loss == pytest.approx(again.logged_loss, abs=1e-5)
+    assert again.gradient_norm == pytest.approx(again.logged_gradient_norm, rel=1e-4)
+    assert [each.loss for each in again.ranks] == pytest.approx(logged[step]["rank_losses"], abs=1e-5)
+    assert sum(document.tokens for document in again.documents) == TOKENS[step - 1]
 
 
 def test_the_report_has_each_source(runs: Path) -> None:
