@@ -34,8 +34,8 @@ def _first_and_last(names: list[str]) -> str:
 
 
 def phase_lines(plan: Plan) -> list[str]:
-    """Return a table of the phases; none where there is one."""
-    if plan.timeline is None or len(plan.phases) == 1:
+    """Return a table of the phases; none where there is one of a single source."""
+    if plan.timeline is None or len(plan.phases) == len(plan.timeline.source_names) == 1:
         return []
     rows = [_HEADS, *(_cells(plan, phase) for phase in plan.phases)]
     names, phases = plan.timeline.source_names, plan.timeline.phases
@@ -89,7 +89,8 @@ def data_lines(plan: Plan) -> list[str]:
         blocks: dict[str, Any] = block_sizes(size, recipe)
         lines.append(
             f"{name}: {size.tokens:,} tokens of {size.documents:,} documents in {blocks['blocks']:,} blocks of "
-            f"{blocks['block_tokens']:,}; {size.tokens // recipe.lanes:,} tokens of a lane in each epoch"
+            f"{blocks['block_tokens']:,}, shuffled by {blocks['shuffle_window']:,} of a lane; "
+            f"{size.tokens // recipe.lanes:,} tokens of a lane in each epoch"
         )
     return lines
 

@@ -83,7 +83,7 @@ class MaskedLmData(Section):
     side by side: each global batch has as many rows of one lane as of any other, so `lanes` divides all of them. A rank
     reads whole lanes: there may be as many ranks as lanes, or any smaller number. null: the greatest common divisor of
     all global batches, or its greatest divisor up to 1,024. Texts are shuffled within
-    `shuffle_window` blocks of a lane; null: as many as make 4,096 over all lanes, and at least 4. Every global batch
+    `shuffle_window` blocks of a lane; null: as many as make 8,192 over all lanes, and at least 16. Every global batch
     that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
     """
 

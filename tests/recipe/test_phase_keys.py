@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipe_support import VALID, write
 
+from dstrain.data.line import FEWEST_WINDOW_BLOCKS, WINDOW_BLOCKS
 from dstrain.errors import RecipeError
+from dstrain.recipe.data import MaskedLmData
 from dstrain.recipe.files import missing_files
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, default_lanes
@@ -240,6 +242,21 @@ def test_a_pretrained_model_has_positions_for_every_phase(tmp_path: Path) -> Non
         load_recipe(path, ["model.config=null", f"model.pretrained={tmp_path}", "train.steps=null", phases])
     assert "phases.1.data.sequence_length=256 is longer than the pretrained model's max_position_embeddings=130" in str(
         caught.value
+    )
+
+
+def test_the_guides_example_is_a_recipe(tmp_path: Path) -> None:
+    guide = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    (example,) = [part.split("```")[0] for part in guide.split("```yaml\n")[1:] if "phases:" in part.split("```")[0]]
+    recipe = load(tmp_path, example.replace("tiny-modernbert.yaml", f"{ROOT}/recipes/debug/tiny-modernbert.yaml"))
+    assert [phase.name for phase in recipe.phases] == ["warm-up", "main", "long"]
+    assert recipe.lanes == 8
+
+
+def test_the_reference_names_the_default_window() -> None:
+    assert MaskedLmData.__doc__ is not None
+    assert (
+        f"as many as make {WINDOW_BLOCKS:,} over all lanes, and at least {FEWEST_WINDOW_BLOCKS}" in MaskedLmData.__doc__
     )
 
 
