@@ -63,11 +63,14 @@ class MaskedLmRecipe(CommonRecipe):
 
     @property
     def lanes(self) -> int:
-        """`data.lanes`; where that is null, the greatest divisor of all global batches up to 1,024."""
+        """`data.lanes`; where that is null, the greatest divisor of all global batches up to 1,024.
+
+        `train.global_batch_rows` is among them where every phase has another: evaluations take it.
+        """
         if self.data.lanes is not None:
             return self.data.lanes
-        of_phases = [phase.train.global_batch_rows or self.train.global_batch_rows for phase in self.phases]
-        return default_lanes(of_phases or [self.train.global_batch_rows])
+        of_phases = [phase.train.global_batch_rows for phase in self.phases]
+        return default_lanes([self.train.global_batch_rows, *filter(None, of_phases)])
 
     @property
     def objective(self) -> str:

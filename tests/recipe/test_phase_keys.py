@@ -69,6 +69,7 @@ def test_sources_and_phases_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert second.data.sources == {"code": 1.0}
     assert second.schedule is not None and second.schedule.name == "one_minus_sqrt"
     assert recipe.lanes == 32
+    assert load(tmp_path, PHASED, "train.global_batch_rows=80", "phases.0.train.global_batch_rows=64").lanes == 16
 
 
 def test_data_train_is_one_source(tmp_path: Path) -> None:

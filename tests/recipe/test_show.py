@@ -21,10 +21,18 @@ paths = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 )
 
 
+PHASES: list[dict[str, Any]] = [
+    {"steps": 3},
+    {"tokens": 7, "data": {"sequence_length": 7, "masking": {"rate": {"from": 0.3, "to": 0.1}}}},
+    {"steps": 9, "train": {"micro_batch_rows": 3}, "schedule": {"warmup_steps": None, "name": "polynomial"}},
+]
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> dict[str, Any]:
     """Return the values of a valid recipe whose texts and numbers are as odd as they may be."""
     lanes, micro = draw(st.integers(1, 64)), draw(st.integers(1, 8))
+    phases = draw(st.lists(st.sampled_from(PHASES), max_size=3))
     length = draw(st.sampled_from([{"steps": 10}, {"tokens": 1}, {"epochs": draw(st.floats(1e-300, 1e300))}]))
     return {
         "name": draw(st.sampled_from(["a", "1", "1e5", "null", "true", "3.5", "no", "0x1", "1_0"])),
@@ -38,7 +46,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
             "micro_batch_rows": micro,
             "clip_grad_norm": draw(st.none() | st.floats(1e-300, 1e300)),
         }
-        | length,
+        | ({} if phases else length),
+        "phases": phases,
         "optimizer": {"learning_rate": draw(st.floats(1e-300, 1e300))},
     }
 
@@ -55,6 +64,21 @@ def test_the_resolved_recipe_loads_to_the_same(tmp_path: Path, values: dict[str,
     )
     again = load_recipe(write(tmp_path, resolved_yaml(recipe)), check_files=False).recipe
     assert again == recipe
+
+
+def test_sources_and_phases_are_written_as_sections(tmp_path: Path) -> None:
+    sources = "data.sources={web: {shards: /web}, 1e5: {shards: /no, weight: 0, when_exhausted: stop}}"
+    phases = (
+        "phases=[{steps: 3}, {name: long, steps: 2, data: {sources: {1e5: 1}, masking: {rate: {from: 0.3, to: 0.1}}}}]"
+    )
+    recipe = load(tmp_path, "data.train=null", "train.steps=null", sources, phases)
+    text = resolved_yaml(recipe)
+    assert (
+        '  sources:\n    web:\n      shards: /web\n      weight: 1.0\n      when_exhausted: repeat\n    "1e5":\n'
+        in text
+    )
+    assert "phases:\n- steps: 3\n" in text and "- name: long\n  steps: 2\n" in text
+    assert load_recipe(write(tmp_path, text), check_files=False).recipe == recipe
 
 
 def test_the_resolved_recipe_is_complete_and_in_reading_order(tmp_path: Path) -> None:
