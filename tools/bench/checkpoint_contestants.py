@@ -21,7 +21,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.checkpoint.load import choose, load
+from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.load import load_recipe
 from dstrain.train import runtime
 from dstrain.train.main import prepare
@@ -100,23 +100,24 @@ class Rank:
         assert recipe.model.config is not None
         config = BertConfig(**recipe.model.config.model_dump())
         model: Any = BertForMaskedLM._from_config(config, dtype=torch.bfloat16)  # in fp32 it would leave a hole
+        timeline = make_timeline(recipe, None)
+        assert timeline is not None, "the recipe says how many steps"
         self.task: Any = SimpleNamespace(
             model=model,
             module=Lm(model),
-            lanes=4,
-            totals=SimpleNamespace(steps=1_000_000),
+            totals=SimpleNamespace(steps=timeline.total_steps, timeline=timeline),
             identity=lambda: {"global_batch_rows": 4},
         )
         prepare(self.runtime, self.task)
         self.ids = torch.randint(0, 30522, (ROWS, TOKENS))
-        self.state = TrainState(cursors=np.zeros((4 // self.runtime.world_size, 3), np.int64))
+        self.state = TrainState()
 
     def step(self, before_step: Callable[[], object] = lambda: None) -> None:
         """Forward, backward, and the optimizer."""
-        self.runtime.backward(self.runtime.engine(self.ids), 2 * self.ids.numel())
+        self.runtime.backward(self.runtime.engine(self.ids), 2 * self.ids.numel(), is_last=True)
         before_step()
         self.runtime.apply_step(1e-5)
-        self.state = TrainState(self.state.step + 1, self.state.step + 1, cursors=self.state.cursors)
+        self.state = TrainState(self.state.step + 1, self.state.step + 1)
 
     def together(self, action: Callable[[], object]) -> float:
         """Seconds that something takes until the last rank has done it."""

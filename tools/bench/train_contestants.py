@@ -22,13 +22,16 @@ from dataclasses import dataclass
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
 from dstrain.plan.attention import attention_of
 from dstrain.recipe.schema import MaskedLmRecipe
+
+if TYPE_CHECKING:
+    from dstrain.data.stream import RowStream
 
 LEARNING_RATE = 1e-4
 
@@ -110,19 +113,30 @@ def dstrain_loop(contest: Contest, pacer: Pacer, zero_stage: int) -> None:
     steps = task.steps
 
     @contextmanager
-    def paced(data_step: int, cursors: Any) -> Iterator[Iterator[StepBatch]]:
+    def paced(data_step: int) -> Iterator[Iterator[StepBatch]]:
         def each() -> Iterator[StepBatch]:
             while True:
                 pacer()
                 yield next(batches)
 
-        with steps(data_step, cursors) as batches:
+        with steps(data_step) as batches:
             yield each()
 
     task.steps = paced  # type: ignore[method-assign]
     run_dir = contest.folder / f"run-zero{zero_stage}-{os.getpid()}"
     with Reporter(runtime, recipe, run_dir, 1, task.totals.steps) as report:
         Loop(runtime, task, run_dir, report, StopRequest()).run()
+
+
+def rows_of(recipe: MaskedLmRecipe) -> "RowStream":
+    """The rows that the recipe's only rank trains on."""
+    from dstrain.data.spec import StreamSpec
+    from dstrain.data.stream import RowStream
+    from dstrain.plan.timeline import make_timeline
+
+    timeline = make_timeline(recipe, None)
+    assert timeline is not None, "the recipe says how many steps"
+    return RowStream(StreamSpec.train(recipe, timeline), 0, 1)
 
 
 def hand_written(contest: Contest, pacer: Pacer, attention: str) -> None:
@@ -132,8 +146,6 @@ def hand_written(contest: Contest, pacer: Pacer, attention: str) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     import dstrain.model.attention  # noqa: F401  (Transformers learns a name)
-    from dstrain.data.producer import StreamSpec
-    from dstrain.data.stream import RowStream
     from dstrain.train.runtime import keep_freed_memory
 
     keep_freed_memory()
@@ -152,7 +164,7 @@ def hand_written(contest: Contest, pacer: Pacer, attention: str) -> None:
 
     micro_rows, row_tokens = recipe.train.micro_batch_rows, recipe.data.sequence_length
     steps = []
-    with RowStream(StreamSpec.from_recipe(recipe, "train"), 0, 1) as stream:
+    with rows_of(recipe) as stream:
         for _ in range(8):
             rows = next(stream)
             document = np.cumsum(rows.position_ids == 0, axis=1)
@@ -195,13 +207,10 @@ def trainer(contest: Contest, pacer: Pacer, attention: str) -> None:
         TrainingArguments,
     )
 
-    from dstrain.data.producer import StreamSpec
-    from dstrain.data.stream import RowStream
-
     recipe = contest.recipe
     assert recipe.model.config is not None
     rows: list[dict[str, Any]] = []
-    with RowStream(StreamSpec.from_recipe(recipe, "train"), 0, 1) as stream:  # the documents, end to end
+    with rows_of(recipe) as stream:  # the documents, end to end
         while len(rows) < 4096:
             step = next(stream)
             ids = step.input_ids.astype(np.int64)
@@ -234,5 +243,5 @@ def trainer(contest: Contest, pacer: Pacer, attention: str) -> None:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=recipe.data.masking.rate)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=recipe.data.masking.rates[0])
     Trainer(model, arguments, data_collator=collator, train_dataset=rows, callbacks=[Paced()]).train()  # type: ignore[arg-type]

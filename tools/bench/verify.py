@@ -47,8 +47,6 @@ def synthetic(run_dir: Path, gigabytes: float, ranks: int) -> Path:
         step=1,
         data_step=1,
         optimizer_steps=1,
-        cursors=[[0, 1, 0]],
-        bad_samples=0,
         rollbacks=0,
         learning_rate=1e-3,
         rng={"scheme": "counter", "seed": 0},
