@@ -150,7 +150,8 @@ class Layout:
 
     def source_tokens(self, step: int) -> Int64Array:
         """(sources,): tokens of each source in all rows before a data step."""
-        return self.tokens_read(step).sum(axis=1)
+        tokens: Int64Array = self.tokens_read(step).sum(axis=1)
+        return tokens
 
     def tokens_read(self, step: int) -> Int64Array:
         """(sources, lanes): what the lanes have read of the sources before a data step."""

@@ -27,7 +27,8 @@ Rows = tuple[NDArray[np.int32], NDArray[np.int32]]  # input ids and position ids
 
 def packed(lengths: list[int], rows: int, tokens: int) -> Rows:
     """Rows of documents of these lengths, over and over. Every token has an id of its own, but [CLS] and [SEP]."""
-    documents, total = [], 0
+    documents: list[NDArray[np.int64]] = []
+    total = 0
     while total < rows * tokens:
         length = min(lengths[len(documents) % len(lengths)], rows * tokens - total)
         document = np.arange(total, total + length) + FIRST_ID

@@ -1,6 +1,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dstrain.data.rows import Records, StepBuffer, StepShape
 
@@ -14,9 +15,9 @@ def records(seed: int = 0) -> Records:
 
 def test_names_cover_the_record_once() -> None:
     made = records()
-    for number, view in enumerate(
-        (made.row_numbers, made.input_ids, made.masked_positions, made.labels, made.position_ids)
-    ):
+    ids = (made.input_ids, made.masked_positions, made.labels, made.position_ids)
+    views: list[NDArray[np.integer]] = [made.row_numbers, *ids]
+    for number, view in enumerate(views):
         view[...] = number + 1
     assert made.items.tolist() == [[1, 0, *[2] * 9, 3, 3, 4, 4, *[5] * 9]] * 3
 

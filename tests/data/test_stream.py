@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from dstrain.data.layout import Layout
 from dstrain.data.masking import NO_LABEL, Vocabulary
 from dstrain.data.row_documents import RowDocuments
+from dstrain.data.shards import OnBadSample
 from dstrain.data.spec import PhaseSpec, StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.data.writer import write_text_shards
@@ -320,7 +321,7 @@ def test_text_is_tokenized_between_cls_and_sep(text_spec: StreamSpec) -> None:
             assert not np.isin(labelled, [0, 1, 2, 3, 4]).any()
 
 
-def bad_text_spec(folder: Path, **changes: object) -> StreamSpec:
+def bad_text_spec(folder: Path, on_bad_sample: OnBadSample = "stop", max_bad_samples: int = 0) -> StreamSpec:
     """60 texts of which three are not UTF-8."""
     (folder / "shards").mkdir()
     with tarfile.open(folder / "shards" / "a.tar", "w") as tar:
@@ -330,7 +331,9 @@ def bad_text_spec(folder: Path, **changes: object) -> StreamSpec:
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     tokenizer = str(write_small_tokenizer(folder / "tokenizer"))
-    return stream_spec(folder / "shards", None, tokenizer=tokenizer, **changes)
+    return stream_spec(
+        folder / "shards", None, tokenizer=tokenizer, on_bad_sample=on_bad_sample, max_bad_samples=max_bad_samples
+    )
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
