@@ -88,7 +88,7 @@ def datasets_arrow(folder: Path) -> Documents:
 def mosaicml_streaming(folder: Path) -> Documents:
     import peer_mosaic
 
-    return peer_mosaic.documents(folder / "mosaicml-streaming", SHUFFLE_DOCUMENTS)
+    return peer_mosaic.documents(folder / "mosaicml-streaming")
 
 
 def litdata_documents(folder: Path) -> Documents:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FILE_DOCUMENTS = 10_000
+DOCUMENTS_AT_ONCE = 256
 WRITER_OPTIONS = "group_size:1,uncompressed"  # random access to single records, as its documentation asks for
 
 
@@ -44,8 +45,10 @@ def documents(folder: Path) -> Iterator[NDArray[np.integer]]:
     """All documents in an order that is random over the whole corpus, epoch after epoch."""
     import grain
 
-    # No reading threads: the files are in the page cache, and the process has one core.
-    return iter(_dataset(folder).map(_as_ids).to_iter_dataset(grain.ReadOptions(num_threads=0)))
+    # Batches, because their records are read at once; no reading threads, because there is one core.
+    dataset = _dataset(folder).map(_as_ids).batch(DOCUMENTS_AT_ONCE, batch_fn=list)
+    for together in dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)):
+        yield from together
 
 
 def _as_feature(record: bytes) -> dict[str, NDArray[np.uint16]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHARD_BYTES = 1 << 23  # as large as all others'
+DOCUMENTS_AHEAD = 512
 
 
 def import_streaming() -> ModuleType:
@@ -47,10 +48,12 @@ def write(ids: NDArray[np.uint16], ends: NDArray[np.int64], out: Path) -> None:
             start = end
 
 
-def documents(folder: Path, shuffle_documents: int) -> Iterator[NDArray[np.integer]]:
-    """All documents, shuffled, epoch after epoch."""
+def documents(folder: Path) -> Iterator[NDArray[np.integer]]:
+    """All documents, shuffled (py1e, in blocks of the default size), epoch after epoch."""
+    # By default it looks 8 batches ahead, and waits by the clock for what it looked for: with documents one by one that
+    # is a tenth of the speed.
     dataset = import_streaming().StreamingDataset(
-        local=str(folder), shuffle=True, shuffle_seed=0, shuffle_block_size=shuffle_documents, batch_size=1
+        local=str(folder), shuffle=True, shuffle_seed=0, batch_size=1, predownload=DOCUMENTS_AHEAD
     )
     while True:
         for sample in dataset:
