@@ -73,14 +73,15 @@ def account_of_documents(run_dir: Path, manifest: Manifest | None, dropped: Sequ
         return None
     try:
         data = TrainingData.of_run(run_dir, recipe, manifest)
-        return _account(run_dir / LEDGER_NAME, data, dropped)
+        imported_at = manifest.origin["data_step"] if manifest is not None and manifest.origin is not None else 0
+        return _account(run_dir / LEDGER_NAME, data, dropped, imported_at)
     except OtherDataError as error:
         return DocumentAccount(problems=[str(error)])
     except (CorpusError, RecipeError) as error:
         return DocumentAccount(missing=str(error))
 
 
-def _account(ledger: Path, data: TrainingData, dropped: Sequence[Rows]) -> DocumentAccount:
+def _account(ledger: Path, data: TrainingData, dropped: Sequence[Rows], imported_at: int) -> DocumentAccount:
     batches = GlobalBatches(data.identity, data.origin)
     found = DocumentAccount(first_row=data.origin[1])
     read_to, tokens, to_remake = data.origin[0], 0, dict[int, LedgerEntry]()
@@ -101,6 +102,8 @@ def _account(ledger: Path, data: TrainingData, dropped: Sequence[Rows]) -> Docum
     passed_over = [
         (batches.step_of(first), batches.step_of(last) + 1) for first, last in dropped if first >= data.origin[1]
     ]
+    if imported_at > data.origin[0]:  # what came before was trained on elsewhere, if at all
+        passed_over.insert(0, (data.origin[0], imported_at))
     found.sources = [_source(data, number, read_to, passed_over) for number in range(len(data.lanes))]
     by_law = sum(source.tokens for source in found.sources)
     if by_law != tokens and not found.problems:

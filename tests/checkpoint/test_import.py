@@ -16,6 +16,7 @@ from dstrain.checkpoint.manifest import Manifest, checkpoint_folder
 from dstrain.checkpoint.verify import verify
 from dstrain.cli import main
 from dstrain.proof.account import account
+from dstrain.proof.documents import account_of_documents
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
 
@@ -85,6 +86,18 @@ def test_a_run_goes_on_from_it_and_accounts_for_its_rows(native: Native, recipe:
     assert manifest.origin["step"] == STEPS
     found = account(run_dir)
     assert (found.problems, found.first_step, found.rows) == ([], STEPS + 1, (16, 16 + 3 * 8 - 1))
+    documents = account_of_documents(run_dir, manifest, [])
+    assert documents is not None
+    assert (documents.problems, [source.tokens for source in documents.sources]) == ([], [3 * 8 * 32])
+    assert [source.passed_over for source in documents.sources] == [2 * 8 * 32]
+
+
+def test_the_data_goes_on_at_the_beginning_of_a_batch(
+    native: Native, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = native
+    error = refused(capsys, folder / "stage-1", tmp_path / "run", recipe, "--rows", "20")
+    assert "--rows 20: the data goes on at the beginning of a global batch; give 16 or 24" in error
 
 
 # ---------------------------------------------------------------- what is refused

@@ -1,5 +1,6 @@
 """`--allow data-change`: a run that goes on with other data, on two ranks, in one run folder."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_other_data_is_refused_then_allowed_once_recorded_and_accounted_for(
 
 
 def test_new_data_begins_at_its_beginning_and_is_read_on_after_a_restart(
-    go_on: Callable[..., None], tmp_path: Path, tiny_corpus: Path
+    go_on: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The rows of the new data are those of a run of it alone, but for their numbers and so their masks."""
     go_on(2)
@@ -99,6 +100,10 @@ def test_new_data_begins_at_its_beginning_and_is_read_on_after_a_restart(
         assert [(piece.row + 16, piece.key, piece.offset) for piece in there] == [
             (piece.row, piece.key, piece.offset) for piece in here
         ]
+    assert main(["ledger", str(tmp_path), "--json"]) == 0
+    documents = json.loads(capsys.readouterr().out.splitlines()[-1])["documents"]
+    assert (documents["first_row"], documents["remade_steps"]) == (16, [3, 6])
+    assert [source["tokens"] for source in documents["sources"]] == [4 * 8 * 32]
     ledger = {entry.step: entry for entry in read_ledger(tmp_path / LEDGER_NAME)}
     with RowStream(StreamSpec.train(recipe, timeline, (2, 16)), 0, 1) as stream:
         for step, rows in zip((3, 4, 5, 6), stream, strict=False):
