@@ -90,19 +90,30 @@ def data_lines(plan: Plan) -> list[str]:
         lines.append(
             f"{name}: {size.tokens:,} tokens of {size.documents:,} documents in {blocks['blocks']:,} blocks of "
             f"{blocks['block_tokens']:,}, shuffled by {blocks['shuffle_window']:,} of a lane; "
-            f"{size.tokens // recipe.lanes:,} tokens of a lane in each epoch"
+            f"{size.tokens // recipe.lanes:,} tokens of a lane in each epoch; "
+            f"at most {_percent(blocks['most_documents_cut'] / size.documents)} of its documents are cut by a border "
+            "of a block or lane"
         )
     return lines
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.{2 if share < 0.1 else 3}g} %"
+
+
 def block_sizes(size: CorpusSize, recipe: MaskedLmRecipe) -> dict[str, int]:
-    """The tokens of a block of a corpus, how many there are, and how many of a lane are shuffled together."""
+    """The tokens of a block of a corpus, how many there are, and how many of a lane are shuffled together.
+
+    `most_documents_cut`: in an epoch, each border between two blocks or two lanes cuts a document, or none.
+    """
     from dstrain.data.line import default_block_tokens, default_window_blocks  # imports numpy
 
     tokens = default_block_tokens(size.tokens, size.documents)
     window = recipe.data.shuffle_window
+    blocks = -(-size.tokens // tokens)
     return {
         "block_tokens": tokens,
-        "blocks": -(-size.tokens // tokens),
+        "blocks": blocks,
+        "most_documents_cut": min(blocks + recipe.lanes - 2, size.documents),
         "shuffle_window": default_window_blocks(recipe.lanes) if window is None else window,
     }
