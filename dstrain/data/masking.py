@@ -99,9 +99,11 @@ class Masker:
         assert input_ids.flags.c_contiguous
         masked = self.most_masked if masked is None else masked
         row_keys = draws(self._key, row_numbers.astype(np.uint64))[:, None]
-        chosen = np.full((len(input_ids), self.most_masked), self._sequence_length)
         choose = self._choose_tokens if self._unit == "token" else self._choose_units
-        chosen[:, :masked] = choose(input_ids, row_keys, masked)
+        chosen = choose(input_ids, row_keys, masked)
+        if masked < self.most_masked:
+            room = ((0, 0), (0, self.most_masked - masked))
+            chosen = np.pad(chosen, room, constant_values=self._sequence_length)
         return self._replace(input_ids, row_keys, chosen)
 
     def _choose_tokens(self, ids: NDArray[np.int32], row_keys: Uint64Array, masked: int) -> NDArray[np.int64]:
@@ -158,7 +160,8 @@ class Masker:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Put in what the model sees. Returns masked positions and labels."""
         valid = chosen < self._sequence_length
-        positions = np.where(valid, chosen, 0)
+        all_valid = bool(valid.all())  # as nearly always, which spares some copies
+        positions = chosen if all_valid else np.where(valid, chosen, 0)
         places = positions + np.arange(0, ids.size, self._sequence_length)[:, None]  # in all rows laid end to end
         all_ids = ids.reshape(-1)
         original = all_ids.take(places)
@@ -167,5 +170,8 @@ class Masker:
         random_ids = self._ordinary_ids.take((pick * np.uint64(len(self._ordinary_ids))) >> np.uint64(32))
         replacement = np.where(action < self._below_random, random_ids, original)
         replacement[action < self._below_mask] = self._mask_id
+        if all_valid:
+            all_ids[places] = replacement
+            return positions, original
         all_ids[places[valid]] = replacement[valid]
         return positions, np.where(valid, original, NO_LABEL)
