@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,6 +77,11 @@ class MaskedLm(Task):
         """See `Task`: rotary positions are those of the phase."""
         self._rotary_keys.set_on(self.model, phase.rope)
 
+    @cache  # noqa: B019  (there is one task in a process, and it stays)
+    def _layout(self, origin: tuple[int, int]) -> Layout:
+        """Of the rows since `origin`."""
+        return Layout(StreamSpec.train(self._recipe, self.totals.timeline, origin))
+
     def spec(self) -> StreamSpec:
         """What the rows of training depend on."""
         return StreamSpec.train(self._recipe, self.totals.timeline, self.origin)
@@ -92,7 +98,9 @@ class MaskedLm(Task):
         """See `Task`. Text and place are those before masking, and before pairs were made."""
         decode = load_document_tokenizer(self._recipe.tokenizer).decode
         return [
-            RowDocument(part.row, part.first_token, len(part.ids), part.shard, part.key, part.document, decode(part.ids))
+            RowDocument(
+                part.row, part.first_token, len(part.ids), part.shard, part.key, part.document, decode(part.ids)
+            )
             for part in RowDocuments(self.spec()).of_step(rank, world_size, data_step)
         ]
 
@@ -104,7 +112,7 @@ class MaskedLm(Task):
         """See `Task`."""
         if not self.sources:
             return {}
-        tokens = Layout(self.spec()).source_tokens(data_step)
+        tokens = self._layout(self.origin).source_tokens(data_step)
         corpora = self._corpora.items()
         return {name: (read, read / c.total_tokens) for (name, c), read in zip(corpora, tokens.tolist(), strict=True)}
 

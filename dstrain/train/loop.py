@@ -232,7 +232,7 @@ class Loop:
 
     def _step(self, state: TrainState, batch: StepBatch, targets: int) -> TrainState:
         """Train on a batch. Returns `state`, or where the run goes on after a rollback."""
-        losses, right = self._forward_backward(batch, targets)
+        losses, right, source_sums = self._forward_backward(batch, targets)
         self.saving.let_step()
         self.report.phase("step")
         rate = learning_rate(self.recipe, self.task.totals.timeline, state.step - 1, state.plateau)
@@ -244,31 +244,32 @@ class Loop:
         self.interval.flops += self.task.totals.flops(batch.data_step)
         if not applied:
             return self._not_finite(state, batch, losses)
+        if self.interval.sources is not None:
+            assert batch.source_rows is not None, "a batch of several sources counts their rows"
+            self.interval.sources.sums += torch.stack(source_sums).sum(dim=0)
+            self.interval.sources.rows += batch.source_rows
         self.skips_in_a_row = 0
         if self._due(state.step, self.recipe.log.every_steps) or state.step in (1, self.task.totals.steps):
             self._log(state, losses, right, batch.targets, targets, rate)
             self.interval = self._interval()
         return state
 
-    def _forward_backward(self, batch: StepBatch, targets: int) -> tuple[list[Tensor], Tensor]:
-        losses, right = [], torch.zeros((), device=self.runtime.device)
+    def _forward_backward(self, batch: StepBatch, targets: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """The losses of the micro-batches, all right predictions, and of a mixture the micro-batches' source sums."""
+        losses, right, source_sums = [], torch.zeros((), device=self.runtime.device), []
         self.report.phase("forward")
         (batch,) = self.task.completed([batch])
         last = batch.micro_batches[-1]
         for micro_batch in seeded_micro_batches(batch, self.recipe.train.seed):
             self.report.phase("forward")
             loss, hits = micro_batch.run(self.runtime.engine)
-            if self.interval.sources is not None:
-                source_sums = self.task.source_sums()
-                assert source_sums is not None, "a task of several sources tells them apart"
-                self.interval.sources.sums += source_sums
+            if (sums := self.task.source_sums()) is not None:
+                source_sums.append(sums)
             self.report.phase("backward")
             self.runtime.backward(loss, targets, is_last=micro_batch is last)
             losses.append(loss.detach())
             right += hits
-        if self.interval.sources is not None and batch.source_rows is not None:
-            self.interval.sources.rows += batch.source_rows
-        return losses, right
+        return losses, right, source_sums
 
     def _log(
         self, state: TrainState, losses: list[Tensor], right: Tensor, own_targets: int, targets: int, rate: float

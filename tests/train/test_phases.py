@@ -216,6 +216,8 @@ def test_after_a_rollback_rows_go_by_the_data_step_and_the_rate_by_the_step(runs
     assert written == [(step, [first[t], first[t + 1] - 1]) for t, step in enumerate(steps)]
     rates = {line["step"]: line["learning_rate"] for line in trained(runs / "back")}
     assert rates == {line["step"]: line["learning_rate"] for line in trained(runs / "whole")}
+    losses_of_sources = [each["loss"] for line in trained(runs / "back") for each in line["sources"].values()]
+    assert all(loss is None or np.isfinite(loss) for loss in losses_of_sources), "what was not applied counts nowhere"
     manifest = Manifest.read(checkpoint_folder(runs / "back", 10))
     assert (manifest.data_step, manifest.rollbacks) == (12, 1)
 
