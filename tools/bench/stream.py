@@ -153,21 +153,26 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 def summary(name: str, rounds: list[dict[str, float]], reference: list[dict[str, float]] | None) -> dict[str, Any]:
     """Medians over the rounds; the ratio is taken round by round, so that a slow minute hits both."""
     speeds = [result["tokens_per_second"] for result in rounds]
+    on_two_cores = name == "dstrain-background"  # whose second process's time is not counted
     line: dict[str, Any] = {
         "contestant": name,
         "million_tokens_per_second": round(statistics.median(speeds) / 1e6, 2),
         "lowest": round(min(speeds) / 1e6, 2),
         "highest": round(max(speeds) / 1e6, 2),
-        # Of the measured process: the background process's own time is not in it.
         "million_tokens_per_cpu_second": "-"
-        if name == "dstrain-background"
+        if on_two_cores
         else round(median_of(rounds, "tokens_per_cpu_second") / 1e6, 2),
         "first_batch_seconds": round(median_of(rounds, "first_batch_seconds"), 2),
     }
     if reference is not None:
-        ratios = [ours["tokens_per_second"] / speed for ours, speed in zip(reference, speeds, strict=True)]
-        line["dstrain_is_times_faster"] = round(statistics.median(ratios), 2)
+        line["dstrain_is_times_faster"] = ratio(reference, rounds, "tokens_per_second")
+        line["by_cpu_time"] = "-" if on_two_cores else ratio(reference, rounds, "tokens_per_cpu_second")
     return line
+
+
+def ratio(reference: list[dict[str, float]], rounds: list[dict[str, float]], key: str) -> float:
+    """The median over the rounds of the reference's speed ÷ the other's."""
+    return round(statistics.median(ours[key] / other[key] for ours, other in zip(reference, rounds, strict=True)), 2)
 
 
 def resume(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
