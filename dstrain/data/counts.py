@@ -5,15 +5,20 @@
     tokens.<key>.json                   per shard of the folder its digest, tokens and unreadable samples
 
 `<key>` names the tokenizer and the field of the texts. A sample that cannot be read has no tokens, and is listed.
-Several processes that need the same counts share the work without a word: each begins at another shard and takes
-over what it finds counted.
+Where the folder cannot be written, the same files lie in the user's cache folder (`user_cache.py`):
+
+    counts/<key>/ab/abc….tokens.json    of the shard with the digest abc…
+    counts/<key>/<folder>.json          of a folder's shards, by a hash of its path
+
+Several processes that need the same counts share the work without a word: each takes the shards in an order of its
+own, and takes over what it finds counted.
 """
 
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +27,18 @@ import xxhash
 from numpy.typing import NDArray
 
 from dstrain.data.index import DIGEST_BYTES
-from dstrain.data.index_file import decode_column, encode_column, read_index_file, write_index_file
+from dstrain.data.index_file import decode_column, encode_column, index_remedy, read_index_file, write_index_file
 from dstrain.data.locate import Located
 from dstrain.data.mapped import BadSample, MappedShard
 from dstrain.data.terminal import with_progress
 from dstrain.data.tokens import DocumentTokenizer, numbered_segments, segment_batches
+from dstrain.data.user_cache import is_writable, keep, user_cache, warn_once
 from dstrain.errors import CorpusError
 
 BAD_SAMPLES_LISTED = 20  # of a shard; all are counted
 BATCH_CHARACTERS = 1 << 19  # tokenized by one thread at a time
-DAMAGED = (CorpusError, KeyError, TypeError, ValueError)  # what reading a file of counts then raises
+CACHE_NAME = "counts"
+UNREADABLE = (OSError, CorpusError, KeyError, TypeError, ValueError)  # what a file of counts raises that is none
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class CorpusCounts:
-    """The tokens of text shards. `kept` are the counts, by number of shard, that could not be written beside them."""
+    """The tokens of text shards. `kept` are the counts, by number of shard, that could not be written anywhere."""
 
     tokens: NDArray[np.int64]  # of each shard
     bad: NDArray[np.int64]
@@ -79,25 +86,32 @@ class TokenCounter:
     """Counts tokens with one tokenizer in one field of the texts, and knows where the counts are kept."""
 
     def __init__(self, tokenizer: DocumentTokenizer, text_field: str) -> None:
-        self._tokenizer, self._text_field = tokenizer, text_field
+        self.tokenizer, self.text_field = tokenizer, text_field
         self._head = {"tokenizer": tokenizer.digest, "text_field": text_field}
         self._key = xxhash.xxh3_64_hexdigest(f"{tokenizer.digest} {text_field}".encode())[:12]
 
-    def counts_path(self, shard: Path) -> Path:
-        """Where the counts of a shard's documents are kept."""
-        return shard.with_name(f"{shard.name}.{self._key}.tokens.json")
+    def _counts_paths(self, mapped: MappedShard) -> tuple[Path, Path | None]:
+        """Where the counts of a shard's documents are kept: beside it, or in the cache."""
+        shard, digest = mapped.path, mapped.located.summary.digest
+        beside = shard.with_name(f"{shard.name}.{self._key}.tokens.json")
+        return beside, user_cache(CACHE_NAME, self._key, digest[:2], f"{digest}.tokens.json")
 
-    def summary_path(self, folder: Path) -> Path:
-        """Where the counts of a folder's shards are kept."""
-        return folder / f"tokens.{self._key}.json"
+    def _summary_paths(self, folder: Path) -> tuple[Path, Path | None]:
+        """Where the counts of a folder's shards are kept: in it, or in the cache."""
+        name = xxhash.xxh3_64_hexdigest(str(folder.resolve()).encode("utf-8", "surrogateescape"))
+        return folder / f"tokens.{self._key}.json", user_cache(CACHE_NAME, self._key, f"{name}.json")
 
     # ------------------------------------------------------------ a shard
 
     def counts_of(self, mapped: MappedShard) -> TokenCounts | None:
         """The counts that are kept of a shard, None where there are none of this shard, tokenizer and field."""
+        counts = (self._read(path, mapped.located.summary.digest) for path in self._counts_paths(mapped) if path)
+        return next(filter(None, counts), None)
+
+    def _read(self, path: Path, digest: str) -> TokenCounts | None:
         try:
-            content = read_index_file(self.counts_path(mapped.path))
-            if content["digest"] != mapped.located.summary.digest or not self._is_own(content):
+            content = read_index_file(path)
+            if content["digest"] != digest or not self._is_own(content):
                 return None
             return TokenCounts(
                 decode_column(content["tokens"]),
@@ -110,7 +124,7 @@ class TokenCounter:
                 content["bad_count"],
                 tuple((key, reason) for key, reason in content["bad_samples"]),
             )
-        except (FileNotFoundError, *DAMAGED):  # then they are made anew
+        except UNREADABLE:  # then they are made anew
             return None
 
     def _is_own(self, content: Mapping[str, object]) -> bool:
@@ -118,7 +132,7 @@ class TokenCounter:
         return all(content[name] == value for name, value in self._head.items())
 
     def _keep(self, mapped: MappedShard, counts: TokenCounts) -> bool:
-        """Write a shard's counts beside it, and say whether that could be done."""
+        """Write a shard's counts beside it, or into the cache, and say whether that could be done."""
         content = {
             "digest": mapped.located.summary.digest,
             **self._head,
@@ -130,11 +144,8 @@ class TokenCounter:
             "bad_count": counts.bad_count,
             "bad_samples": counts.bad_samples,
         }
-        try:
-            write_index_file(self.counts_path(mapped.path), content)
-        except OSError:  # a read-only folder
-            return False
-        return True
+        beside, cached = self._counts_paths(mapped)
+        return keep(lambda path: write_index_file(path, content), beside, cached)
 
     def count(self, mapped: MappedShard) -> TokenCounts:
         """Tokenize all documents of a shard, with all cores. Raises CorpusError for bytes that are damaged."""
@@ -147,7 +158,7 @@ class TokenCounter:
             counts.append(count)
             sizes.append(len(segment.encode()))
             if following == 0:
-                counts = self._tokenizer.with_specials(counts)
+                counts = self.tokenizer.with_specials(counts)
                 if len(counts) > 1:
                     long.append((len(tokens), counts, sizes))
                 tokens.append(sum(counts))
@@ -167,7 +178,7 @@ class TokenCounter:
     def _texts(self, mapped: MappedShard, bad: list[BadSample]) -> Iterator[str]:
         for document in range(mapped.located.summary.documents):
             try:
-                yield mapped.text(document, self._text_field)
+                yield mapped.text(document, self.text_field)
             except BadSample as sample:
                 bad.append(sample)
                 yield ""
@@ -182,7 +193,7 @@ class TokenCounter:
         with ThreadPoolExecutor(threads) as pool:
             running: deque[tuple[list[tuple[str, int]], Future[list[int]]]] = deque()
             for batch in batches:
-                running.append((batch, pool.submit(self._tokenizer.count_segments, [text for text, _ in batch])))
+                running.append((batch, pool.submit(self.tokenizer.count_segments, [text for text, _ in batch])))
                 if len(running) > 2 * threads:
                     yield from _results(*running.popleft())
             while running:
@@ -191,7 +202,7 @@ class TokenCounter:
     # ------------------------------------------------------------ many shards
 
     def count_all(self, located: Located, *, anew: bool = False) -> CorpusCounts:
-        """The tokens of all shards, counted where that was not done before, and kept where the folder can be written.
+        """The tokens of all shards, counted where that was not done before, and kept beside them or in the cache.
 
         Args:
             located: text shards.
@@ -209,15 +220,14 @@ class TokenCounter:
             missing = own[tokens[own] < 0]
             if not len(missing):
                 continue
-            for shard in with_progress(
-                np.roll(missing, os.getpid() % len(missing)).tolist(), "shards: counting tokens"
-            ):
-                counts, written = self._obtain(MappedShard(located[shard]), anew)
+            located.check_sizes()  # before hours of counting
+            order = np.random.default_rng().permutation(missing)  # so that processes seldom count the same shard
+            for shard in with_progress(order.tolist(), "shards: counting tokens"):
+                counts, is_kept = self.obtain(MappedShard(located[shard]), anew=anew)
                 tokens[shard], bad[shard] = counts.tokens.sum(), counts.bad_count
-                if not written:
+                if not is_kept:
                     kept[shard] = counts
-            with suppress(OSError):  # a read-only folder
-                self._write_summary(folder, summary.with_shards(located.table.digests[own], tokens[own], bad[own]))
+            self._write_summary(folder, summary.with_shards(located.table.digests[own], tokens[own], bad[own]))
         return CorpusCounts(tokens, bad, kept)
 
     def known_tokens(self, located: Located) -> int | None:
@@ -231,28 +241,59 @@ class TokenCounter:
             total += int(tokens.sum())
         return total
 
-    def _obtain(self, mapped: MappedShard, anew: bool) -> tuple[TokenCounts, bool]:
-        """A shard's counts, and whether they are kept beside it."""
+    def obtain(self, mapped: MappedShard, *, anew: bool = False) -> tuple[TokenCounts, bool]:
+        """A shard's counts, made if need be or if `anew`, and whether they are kept.
+
+        Raises CorpusError for bytes that are damaged.
+        """
         counts = None if anew else self.counts_of(mapped)
         if counts is not None:
             return counts, True
         counts = self.count(mapped)
-        return counts, self._keep(mapped, counts)
+        is_kept = self._keep(mapped, counts)
+        if not is_kept:
+            self._warn(mapped.path.parent)
+        return counts, is_kept
+
+    def remedy(self, mapped: MappedShard) -> str:
+        """What has a shard counted again."""
+        folder, (beside, _) = mapped.path.parent, self._counts_paths(mapped)
+        if beside.exists() or is_writable(folder):
+            return index_remedy(folder, tokenizer=self.tokenizer.folder)
+        return f"have its tokens counted again with `rm -r {shlex.quote(str(user_cache(CACHE_NAME, self._key)))}`"
+
+    def _warn(self, folder: Path) -> None:
+        cached = user_cache(CACHE_NAME)
+        remedy = index_remedy(folder, tokenizer=self.tokenizer.folder)
+        warn_once(
+            f"{folder}: neither it nor {cached or 'a cache folder (there is no home)'} can be written, so at every "
+            f"start each rank and each data process counts the tokens of its texts again; {remedy} on a copy that can "
+            "be written, or set XDG_CACHE_HOME to a folder that can"
+        )
 
     def _read_summary(self, folder: Path) -> "_Summary":
+        beside, cached = self._summary_paths(folder)
+        summary = self._summary_at(beside)
+        if cached is None:
+            return summary
+        more = self._summary_at(cached)
+        return summary.with_shards(more.digests, more.tokens, more.bad) if len(more.digests) else summary
+
+    def _summary_at(self, path: Path) -> "_Summary":
         try:
-            content = read_index_file(self.summary_path(folder))
+            content = read_index_file(path)
             if not self._is_own(content):
                 return _Summary.empty()
             digests = np.frombuffer(bytes.fromhex(content["digests"]), np.uint8).reshape(-1, DIGEST_BYTES)
             return _Summary(digests, decode_column(content["tokens"]), decode_column(content["bad"]))
-        except (FileNotFoundError, *DAMAGED):
+        except UNREADABLE:
             return _Summary.empty()
 
     def _write_summary(self, folder: Path, summary: "_Summary") -> None:
         columns = {"tokens": encode_column(summary.tokens), "bad": encode_column(summary.bad)}
         content = {**self._head, "digests": summary.digests.tobytes().hex(), **columns}
-        write_index_file(self.summary_path(folder), content)
+        beside, cached = self._summary_paths(folder)
+        keep(lambda path: write_index_file(path, content), beside, cached)
 
 
 def _results(batch: list[tuple[str, int]], counts: "Future[list[int]]") -> Iterator[tuple[str, int, int]]:
@@ -281,7 +322,7 @@ class _Summary:
         return np.where(known, self.tokens[places], -1), np.where(known, self.bad[places], 0)
 
     def with_shards(self, digests: NDArray[np.uint8], tokens: NDArray[np.int64], bad: NDArray[np.int64]) -> "_Summary":
-        """This and some more shards."""
+        """This and some more shards; of one that is here already, nothing changes."""
         digests = np.concatenate([self.digests, digests])
         _, first = np.unique(_sortable(digests), return_index=True)
         return _Summary(

@@ -2,25 +2,32 @@
 
 Nothing that the location names may be missing, and nothing that lies beside it may be left out: a run never trains
 on silently fewer data. That takes one look at a folder's names; a shard's size and bytes are checked where it is
-opened and read, for a look at a million files takes minutes. Shards without an index get one here, by a single scan,
-kept beside them where the folder can be written.
+opened and read, for a look at a million files takes minutes. (`Located.check_sizes` has a look at those of a smaller
+corpus, before a run begins.) Shards without an index get one here, by a single scan, kept beside them. Where the
+folder cannot be written, the same files lie in the user's cache folder (`user_cache.py`), by a hash of path, size and
+times of the shard, or of all shards that were asked for:
+
+    indexes/<hash>.idx.json     of a shard
+    indexes/<hash>/index.json   of a folder
 """
 
-import contextlib
 import fnmatch
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from dstrain.data.index import (
     CORPUS_INDEX_NAME,
+    SHARD_INDEX_SUFFIX,
     TYPES,
     CorpusIndex,
     ShardIndex,
@@ -28,21 +35,25 @@ from dstrain.data.index import (
     ShardTable,
     read_corpus_index,
     read_shard_index,
+    shard_index_path,
     write_corpus_index,
     write_shard_index,
 )
 from dstrain.data.index_file import index_remedy
 from dstrain.data.scan import scan_shard
+from dstrain.data.user_cache import file_stamp, is_writable, keep, user_cache, warn_once
 from dstrain.errors import CorpusError
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
 FORMS = "a folder of .tar shards, a glob (train-*.tar) or a brace pattern (train-{000000..000099}.tar)"
 UNFINISHED_NAME = ".unfinished"
+CACHE_NAME = "indexes"
+SIZES_COMPARED = 20_000  # shards that are looked at one by one: some seconds on a network's file system
 
 
 @dataclass(frozen=True)
 class LocatedShard:
-    """A shard's path and what its index says of it. `index` is set only where it could not be written beside it."""
+    """A shard's path and what its index says of it. `index` is set only where it could not be written anywhere."""
 
     path: Path
     summary: ShardSummary
@@ -53,7 +64,7 @@ class LocatedShard:
 class Located:
     """All shards of a location in order. `tokenizer` is the digest of what made their ids, where known.
 
-    `indexes` holds, by number of shard, the indexes that could not be written beside the shards.
+    `indexes` holds, by number of shard, the indexes that could not be written anywhere.
     """
 
     table: ShardTable
@@ -71,6 +82,22 @@ class Located:
     def path(self, number: int) -> Path:
         """Where a shard lies."""
         return self.folders[int(self.folder_numbers[number])] / self.table.names[number]
+
+    def check_sizes(self) -> None:
+        """Compare the sizes of all shards with what their indexes say; of more than SIZES_COMPARED, of none.
+
+        Raises CorpusError naming the first shard of another size, or that cannot be looked at.
+        """
+        if len(self) > SIZES_COMPARED:
+            return
+        for number, expected in enumerate(self.table.bytes.tolist()):
+            path = self.path(number)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise unreadable_shard(path, error) from error
+            if size != expected:
+                raise resized_shard(path, size, expected)
 
 
 def locate(location: str) -> Located:
@@ -248,11 +275,19 @@ class FolderListing:
         return self._whole(self.index.shards.select(numbers), {}, self.index.tokenizer)
 
     def _located_without_index(self, names: Sequence[str]) -> Located:
+        cached = None if is_writable(self.folder) else _cached(self.folder / name for name in names)
+        if cached is not None:
+            with suppress(OSError, CorpusError):  # then it is made anew
+                known = read_corpus_index(cached)
+                if known is not None:
+                    return self._whole(known.shards, {}, None)
         shards = [_from_own_index(self.folder / name) for name in names]
         table = ShardTable.of([shard.summary for shard in shards])
-        if set(names) == self._present:
-            with contextlib.suppress(OSError):  # a read-only folder: the index is made again next time
-                write_corpus_index(self.folder, CorpusIndex(table, None))
+        keep(
+            lambda path: write_corpus_index(path.parent, CorpusIndex(table, None)),
+            self.folder / CORPUS_INDEX_NAME if set(names) == self._present else None,
+            cached and cached / CORPUS_INDEX_NAME,
+        )
         kept = {number: shard.index for number, shard in enumerate(shards) if shard.index is not None}
         return self._whole(table, kept, None)
 
@@ -268,21 +303,71 @@ def unfinished_build(folder: Path) -> CorpusError:
     )
 
 
+def resized_shard(shard: Path, size: int, expected: int) -> CorpusError:
+    """The error of a shard that has not as many bytes as its index says."""
+    return CorpusError(
+        f"{shard}: {size} bytes, but its index expects {expected}: the shard is truncated or was changed after "
+        f"indexing; {changed_remedy(shard.parent)}"
+    )
+
+
+def unreadable_shard(shard: Path, error: OSError) -> CorpusError:
+    """The error of a shard that the file system does not give."""
+    return CorpusError(f"{shard}: cannot be read ({error}); {changed_remedy(shard.parent)}")
+
+
+def changed_remedy(folder: Path) -> str:
+    """What to do about a shard that is not what was indexed."""
+    return (
+        f"find such shards with `dstrain shards check {shlex.quote(str(folder))}` and copy them again, or, if the "
+        f"change is meant, {index_remedy(folder)}"
+    )
+
+
+# ---------------------------------------------------------------- a shard's own index
+
+
 def _from_own_index(shard: Path) -> LocatedShard:
-    """A shard by the index beside it, which is made if need be."""
+    """A shard by its own index, which is made if need be."""
+    index, is_kept = own_index(shard)
+    summary = replace(index.summary, name=shard.name)  # both may have been renamed
+    return LocatedShard(shard, summary, None if is_kept else index)
+
+
+def own_index(shard: Path) -> tuple[ShardIndex, bool]:
+    """The index beside a shard, or in the cache, or else from a scan; and whether it is kept. Raises CorpusError."""
     try:
-        summary = read_shard_index(shard).summary
-        return LocatedShard(shard, replace(summary, name=shard.name), None)  # both may have been renamed
+        return read_shard_index(shard), True
     except FileNotFoundError:
-        index, written = scan_and_keep(shard)
-        return LocatedShard(shard, index.summary, None if written else index)
-
-
-def scan_and_keep(shard: Path) -> tuple[ShardIndex, bool]:
-    """Scan a shard and keep its index beside it; the second value says whether that could be written."""
+        pass
+    cached = _cached([shard])
+    if cached is not None:
+        with suppress(OSError, CorpusError):  # then it is made anew
+            return read_shard_index(cached), True
     index = scan_shard(shard)
-    try:
-        write_shard_index(shard, index)
-    except OSError:  # a read-only folder
-        return index, False
-    return index, True
+    is_kept = keep(
+        lambda path: write_shard_index(path.with_name(path.name.removesuffix(SHARD_INDEX_SUFFIX)), index),
+        shard_index_path(shard),
+        cached and shard_index_path(cached),
+    )
+    if not is_kept:
+        warn_once(
+            f"{shard.parent}: neither it nor {user_cache(CACHE_NAME) or 'a cache folder (there is no home)'} can be "
+            f"written, so at every start each rank and each data process reads its shards from end to end; "
+            f"{index_remedy(shard.parent)} on a copy that can be written, or set XDG_CACHE_HOME to a folder that can"
+        )
+    return index, is_kept
+
+
+def _cached(shards: Iterable[Path]) -> Path | None:
+    """Where in the cache the index lies of a shard, as if it were beside it, or of all shards, as if in their folder.
+
+    Raises CorpusError for a shard that cannot be looked at.
+    """
+    stamps = xxhash.xxh3_128()
+    for shard in shards:
+        try:
+            stamps.update(os.fsencode(file_stamp(shard)) + b"\n")
+        except OSError as error:
+            raise unreadable_shard(shard, error) from error
+    return user_cache(CACHE_NAME, stamps.hexdigest())

@@ -3,7 +3,6 @@
 import json
 import mmap
 import os
-import shlex
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dstrain.data.index import DIGEST_BYTES, ShardIndex, read_shard_index
+from dstrain.data.index import DIGEST_BYTES, ShardIndex
 from dstrain.data.index_file import index_remedy
-from dstrain.data.locate import LocatedShard, scan_and_keep
+from dstrain.data.locate import LocatedShard, changed_remedy, own_index, resized_shard, unreadable_shard
 from dstrain.errors import CorpusError
 
 FIELDS_SHOWN = 8
@@ -42,13 +41,10 @@ class MappedShard:
             with self.path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != located.summary.bytes:
-                    raise CorpusError(
-                        f"{self.path}: {size} bytes, but its index expects {located.summary.bytes}: the shard is "
-                        f"truncated or was changed after indexing; {self._remedy()}"
-                    )
+                    raise resized_shard(self.path, size, located.summary.bytes)
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise CorpusError(f"{self.path}: cannot be read ({error}); {self._remedy()}") from error
+            raise unreadable_shard(self.path, error) from error
         blocks = -(-len(self._mapped) // self.block_bytes)
         assert len(self._digests) == blocks * DIGEST_BYTES, f"{self.path}: an index with digests of another shard"
         self.checked = bytearray(blocks)  # 1 for each block whose digest was compared
@@ -81,16 +77,9 @@ class MappedShard:
         if digest != self._digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]:
             raise CorpusError(
                 f"{self.path}: block {block} (bytes {start:,} to {end:,}) is not what was indexed: the shard is "
-                f"damaged or was replaced; {self._remedy()}"
+                f"damaged or was replaced; {changed_remedy(self.path.parent)}"
             )
         self.checked[block] = 1
-
-    def _remedy(self) -> str:
-        check = f"dstrain shards check {shlex.quote(str(self.path.parent))}"
-        return (
-            f"find such shards with `{check}` and copy them again, or, if the change is meant, "
-            f"{index_remedy(self.path.parent)}"
-        )
 
     def bytes_at(self, first: int, size: int) -> bytes:
         """Some bytes of the shard, checked."""
@@ -171,10 +160,7 @@ def _index_of(located: LocatedShard) -> ShardIndex:
     """A shard's index, which must be the one that the corpus was opened with."""
     if located.index is not None:
         return located.index
-    try:
-        index = read_shard_index(located.path)
-    except FileNotFoundError:
-        index, _ = scan_and_keep(located.path)
+    index, _ = own_index(located.path)
     # The name does not count: a shard that was renamed together with its index is the same shard.
     if replace(index.summary, name=located.summary.name) != located.summary:
         raise CorpusError(

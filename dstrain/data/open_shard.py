@@ -11,10 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counts import TokenCounts
-from dstrain.data.index_file import index_remedy
+from dstrain.data.counts import TokenCounter, TokenCounts
 from dstrain.data.mapped import BadSample, MappedShard
-from dstrain.data.tokens import DocumentTokenizer, segments
+from dstrain.data.tokens import segments
 from dstrain.errors import CorpusError
 
 TokenIds = NDArray[np.integer]
@@ -188,12 +187,11 @@ class TextShard(OpenShard):
         self,
         mapped: MappedShard,
         number: int,
-        text_field: str,
-        tokenizer: DocumentTokenizer,
+        counter: TokenCounter,
         counts: TokenCounts,
         cache: TextCache,
     ) -> None:
-        self._number, self._text_field, self._tokenizer, self._cache = number, text_field, tokenizer, cache
+        self._number, self._counter, self._cache = number, counter, cache
         self.counts, self._document_ends = counts, np.cumsum(counts.tokens)
         tokens, documents = counts.tokens.sum(keepdims=True), np.array([len(counts.tokens)])
         super().__init__(mapped, np.zeros(1, np.int64), tokens, documents)
@@ -245,14 +243,16 @@ class TextShard(OpenShard):
     def _tokenize(self, document: int, segment: int) -> TokenIds:
         long = self.counts.long.of(document)
         if long is None:
-            text, expected, is_last = self.mapped.text(document, self._text_field), self.counts.tokens[document], True
+            expected, is_last = self.counts.tokens[document], True
+            text = self.mapped.text(document, self._counter.text_field)
         else:
             tokens, sizes = long
             expected, is_last = tokens[segment], segment == len(tokens) - 1
             text = self._segment_text(document, segment, sizes)
-        parts = [np.array(self._tokenizer.begin if segment == 0 else (), np.int32)]
-        parts.append(self._tokenizer.encode_segment(text))
-        parts.append(np.array([self._tokenizer.sep_id] if is_last else [], np.int32))
+        tokenizer = self._counter.tokenizer
+        parts = [np.array(tokenizer.begin if segment == 0 else (), np.int32)]
+        parts.append(tokenizer.encode_segment(text))
+        parts.append(np.array([tokenizer.sep_id] if is_last else [], np.int32))
         ids = np.concatenate(parts)
         if len(ids) != expected:
             raise self._disagreement(document, f"{len(ids)} tokens, but {expected} were counted")
@@ -266,16 +266,15 @@ class TextShard(OpenShard):
             raw = self.mapped.bytes_at(span[0] + first, min(int(sizes[segment]), span[1] - first))
             return raw.decode("utf-8", "replace")  # what is not UTF-8 has another number of tokens, or was not counted
         if self._cache.long_text is None or self._cache.long_text[0] != (self._number, document):
-            parts = list(segments(self.mapped.text(document, self._text_field)))
+            parts = list(segments(self.mapped.text(document, self._counter.text_field)))
             self._cache.long_text = (self._number, document), parts
         parts = self._cache.long_text[1]
         return parts[segment] if segment < len(parts) else ""
 
     def _disagreement(self, document: int, reason: str) -> CorpusError:
-        remedy = index_remedy(self.mapped.path.parent, tokenizer=self._tokenizer.folder)
         return CorpusError(
             f"{self.mapped.path}: sample {self.mapped.keys[document]!r} is not what was counted ({reason}): the "
-            f"tokenizers library or the tokenizer may have changed; {remedy}"
+            f"tokenizers library may have changed; {self._counter.remedy(self.mapped)}"
         )
 
 

@@ -74,12 +74,11 @@ class Corpus:
         self,
         located: Located,
         text_field: str,
-        tokenizer: DocumentTokenizer | None,
         counter: TokenCounter | None,
         counts: CorpusCounts | None,
     ) -> None:
         """Take what `open` found: `counter` and `counts` for texts that are read as tokens."""
-        self._located, self._text_field, self._tokenizer = located, text_field, tokenizer
+        self._located, self._text_field = located, text_field
         self._counter, self._counts = counter, counts
         self._text_cache = TextCache()
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -121,12 +120,12 @@ class Corpus:
         """
         located = locate(location)
         if tokenizer is None or TYPES[int(located.table.types[0])] is not None:
-            corpus = cls(located, text_field, tokenizer, None, None)
+            corpus = cls(located, text_field, None, None)
             if tokenizer is not None:
                 corpus._check_tokenizer(location, tokenizer)
             return corpus
         counter = TokenCounter(tokenizer, text_field)
-        corpus = cls(located, text_field, tokenizer, counter, counter.count_all(located))
+        corpus = cls(located, text_field, counter, counter.count_all(located))
         corpus._check_samples(location, on_bad_sample, max_bad_samples)
         return corpus
 
@@ -214,6 +213,10 @@ class Corpus:
             return Slices(shards[0], starts[0], lengths[0])
         return Slices(np.concatenate(shards), np.concatenate(starts), np.concatenate(lengths))
 
+    def check_sizes(self) -> None:
+        """Compare the sizes of the shards with the index: `Located.check_sizes`. Raises CorpusError."""
+        self._located.check_sizes()
+
     def shard_path(self, number: int) -> Path:
         """Where a shard lies, for messages."""
         return self._located.path(number)
@@ -245,14 +248,14 @@ class Corpus:
         mapped = MappedShard(self._located[number])
         if self.kind == "tokens":
             return TokenShard(mapped)
-        assert self._counter and self._counts and self._tokenizer, "texts are read as tokens with a tokenizer"
-        counts = self._counts.kept.get(number) or self._counter.counts_of(mapped) or self._counter.count(mapped)
+        assert self._counter and self._counts, "texts are read as tokens with a tokenizer"
+        counts = self._counts.kept.get(number) or self._counter.obtain(mapped)[0]
         if int(counts.tokens.sum()) != int(self._counts.tokens[number]):
             raise CorpusError(
                 f"{mapped.path}: {int(counts.tokens.sum()):,} tokens, but {int(self._counts.tokens[number]):,} were "
-                f"counted before; {index_remedy(mapped.path.parent, tokenizer=self._tokenizer.folder)}"
+                f"counted before; {self._counter.remedy(mapped)}"
             )
-        return TextShard(mapped, number, self._text_field, self._tokenizer, counts, self._text_cache)
+        return TextShard(mapped, number, self._counter, counts, self._text_cache)
 
     def mapped_shard(self, number: int) -> MappedShard:
         """A shard as bytes and texts, which needs no tokenizer."""

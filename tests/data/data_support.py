@@ -1,7 +1,9 @@
 """Corpora for the tests: every token names its document, so that what was read can be told from the rows."""
 
+import ctypes
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +127,35 @@ def write_small_tokenizer(folder: Path, cls: str = "[CLS]", sep: str = "[SEP]", 
     roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": cls, "sep_token": sep, "mask_token": mask}
     (folder / "tokenizer_config.json").write_text(json.dumps(roles))
     return folder
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nobody can make files in a folder: not root either, nor the processes that it starts."""
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    with _without_overriding_modes():
+        yield
+    folder.chmod(mode)
+
+
+@contextmanager
+def _without_overriding_modes() -> Iterator[None]:
+    """Take from root, for a while, the capabilities that let it pass over the modes of files: capabilities(7)."""
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    effective = sets[0]
+    sets[0] = effective & ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    if sets[0] == effective:
+        yield
+        return
+    set_securebits, no_root = 28, 1
+    assert libc.prctl(set_securebits, no_root, 0, 0, 0) == 0 and libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = effective
+        assert libc.capset(header, sets) == 0 and libc.prctl(set_securebits, 0, 0, 0, 0) == 0
 
 
 def sentences(count: int) -> Iterable[str]:

@@ -6,19 +6,22 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_support import WORDS, sentences, write_small_tokenizer
+from data_support import WORDS, read_only, sentences, write_small_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dstrain.data import tokens
+from dstrain.data.counts import TokenCounter
 from dstrain.data.index import DIGEST_BLOCK_BYTES, read_shard_index
+from dstrain.data.locate import locate
 from dstrain.data.shards import Corpus
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.data.writer import DEFAULT_SHARD_BYTES, write_text_shards, write_token_shards
@@ -347,11 +350,8 @@ def test_counts_are_made_once(folders: Folders, tokenizer: DocumentTokenizer, mo
     corpus = Corpus.open(str(folder), tokenizer=tokenizer)
     line = read(corpus, 0, corpus.total_tokens)
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("counted again")
-
     with monkeypatch.context() as counted:
-        counted.setattr(DocumentTokenizer, "count_segments", refuse)
+        counted.setattr(DocumentTokenizer, "count_segments", refuse_to_count)
         again = Corpus.open(str(folder), tokenizer=tokenizer)
         assert read(again, 0, again.total_tokens) == line
         part = Corpus.open(f"{folder}/train-00000[12].tar", tokenizer=tokenizer)
@@ -368,20 +368,97 @@ def _tokens_before(corpus: Corpus, shard: int) -> int:
     return int(slices.length[slices.shard < shard].sum())
 
 
-def test_a_folder_that_cannot_be_written_keeps_counts_in_memory(
-    folders: Folders, tokenizer: DocumentTokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder, which is not there yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def refuse_to_count(*_: object) -> None:
+    raise AssertionError("counted again")
+
+
+def test_counts_of_a_folder_that_cannot_be_written_are_in_the_cache(
+    folders: Folders,
+    tokenizer: DocumentTokenizer,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = folders.new()
-    write_text_shards(folder, sentences(50))
+    write_text_shards(folder, sentences(200), shard_bytes=20_000)
+    expected = [token for text in sentences(200) for token in tokenizer.encode(text).tolist()]
+    before = sorted(folder.iterdir())
+    with read_only(folder):
+        counter = TokenCounter(tokenizer, "text")
+        assert counter.known_tokens(locate(str(folder))) is None
+        corpus = Corpus.open(str(folder), tokenizer=tokenizer)
+        assert read(corpus, 0, corpus.total_tokens) == expected
+        monkeypatch.setattr(DocumentTokenizer, "count_segments", refuse_to_count)
+        again = Corpus.open(str(folder), tokenizer=tokenizer)
+        assert read(again, 0, again.total_tokens) == expected
+        assert counter.known_tokens(locate(str(folder))) == len(expected)
+        with pytest.raises(AssertionError, match="counted again"):
+            Corpus.open(str(folder), tokenizer=tokenizer, text_field="other")
+    assert sorted(folder.iterdir()) == before and capsys.readouterr().err == ""
+    shards = len(list(folder.glob("*.tar")))
+    assert len(list(cache.glob("dstrain/counts/*/??/*.tokens.json"))) == shards > 2
+    # The same shards elsewhere are the same shards; and what is damaged is made again.
+    copy = folder.rename(folders.new())
+    with read_only(copy):
+        assert Corpus.open(str(copy), tokenizer=tokenizer).total_tokens == len(expected)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    for path in cache.glob("dstrain/counts/**/*.json"):
+        path.write_text(path.read_text()[:-9])
+    with read_only(copy):
+        again = Corpus.open(str(copy), tokenizer=tokenizer)
+        assert read(again, 0, again.total_tokens) == expected
+        monkeypatch.setattr(DocumentTokenizer, "count_segments", refuse_to_count)
+        assert Corpus.open(str(copy), tokenizer=tokenizer).total_tokens == len(expected)
 
-    def refuse(*_: object) -> None:
-        raise PermissionError("read-only")
 
-    monkeypatch.setattr("dstrain.data.counts.write_index_file", refuse)
-    corpus = Corpus.open(str(folder), tokenizer=tokenizer)
-    expected = [token for text in sentences(50) for token in tokenizer.encode(text).tolist()]
-    assert read(corpus, 0, corpus.total_tokens) == expected
-    assert not list(folder.glob("*tokens*"))
+def test_counts_that_cannot_be_kept_anywhere_are_in_memory(
+    folders: Folders, tokenizer: DocumentTokenizer, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folders.new()
+    write_text_shards(folder, sentences(50), shard_bytes=10_000)
+    cache.mkdir()
+    with read_only(folder), read_only(cache):
+        for _ in range(2):
+            corpus = Corpus.open(str(folder), tokenizer=tokenizer)
+            expected = [token for text in sentences(50) for token in tokenizer.encode(text).tolist()]
+            assert read(corpus, 0, corpus.total_tokens) == expected
+    assert not list(folder.glob("*tokens*")) and not list(cache.iterdir())
+    assert capsys.readouterr().err == (
+        f"warning: {folder}: neither it nor {cache}/dstrain/counts can be written, so at every start each rank and "
+        f"each data process counts the tokens of its texts again; run `dstrain shards index {folder} --tokenizer "
+        f"{tokenizer.folder}` on a copy that can be written, or set XDG_CACHE_HOME to a folder that can\n"
+    )
+
+
+def test_a_cache_that_another_library_counted_for_is_removed(
+    folders: Folders, tokenizer: DocumentTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folders.new()
+    write_text_shards(folder, ["the cat", "dog"])
+    encode, count = DocumentTokenizer.encode_segment, DocumentTokenizer.count_segments
+    with read_only(folder):
+        corpus = Corpus.open(str(folder), tokenizer=tokenizer)
+        monkeypatch.setattr(DocumentTokenizer, "encode_segment", lambda self, text: encode(self, text + " dog"))
+        monkeypatch.setattr(
+            DocumentTokenizer, "count_segments", lambda self, texts: count(self, [f"{text} dog" for text in texts])
+        )
+        with pytest.raises(
+            CorpusError, match=r"is not what was counted .* have its tokens counted again with"
+        ) as error:
+            read(corpus, 0, 1)
+        remedy = str(error.value).split("`")[1]
+        assert remedy.startswith(f"rm -r {cache}/dstrain/counts/")
+        subprocess.run(remedy, shell=True, check=True)
+        corpus = Corpus.open(str(folder), tokenizer=tokenizer)
+        assert read(corpus, 0, corpus.total_tokens) == [2, 5, 7, 8, 3, 2, 8, 8, 3]
 
 
 def test_a_text_that_is_tokenized_to_another_number_of_tokens_is_refused(
@@ -398,19 +475,44 @@ def test_a_text_that_is_tokenized_to_another_number_of_tokens_is_refused(
     assert f"run `dstrain shards index {folder} --tokenizer {tokenizer.folder}`" in str(error.value)
 
 
-def test_several_processes_share_the_counting(folders: Folders, tokenizer: DocumentTokenizer) -> None:
+COUNT = """
+import sys
+from dstrain.data.counts import TokenCounter
+from dstrain.data.shards import Corpus
+from dstrain.data.tokens import load_document_tokenizer
+
+counted, count = [], TokenCounter.count
+TokenCounter.count = lambda self, mapped: counted.append(mapped.path.name) or count(self, mapped)
+print("ready", flush=True)
+sys.stdin.readline()
+tokens = Corpus.open(sys.argv[1], tokenizer=load_document_tokenizer(sys.argv[2])).total_tokens
+print(tokens, len(counted))
+"""
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+def test_several_processes_share_the_counting(
+    folders: Folders, tokenizer: DocumentTokenizer, cache: Path, is_read_only: bool
+) -> None:
     folder = folders.new()
-    write_text_shards(folder, list(sentences(400)), shard_bytes=20_000)
-    script = (
-        "import sys\n"
-        "from dstrain.data.shards import Corpus\n"
-        "from dstrain.data.tokens import load_document_tokenizer\n"
-        "print(Corpus.open(sys.argv[1], tokenizer=load_document_tokenizer(sys.argv[2])).total_tokens)\n"
-    )
-    command = [sys.executable, "-c", script, str(folder), tokenizer.folder]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    expected = sum(len(tokenizer.encode(text)) for text in sentences(400))
-    assert [process.communicate()[0] for process in processes] == [f"{expected}\n"] * 3
+    write_text_shards(folder, ["the cat sat on mat " * 2000] * 120, shard_bytes=100_000)
+    shards = len(list(folder.glob("*.tar")))
+    command = [sys.executable, "-c", COUNT, str(folder), tokenizer.folder]
+    with read_only(folder) if is_read_only else nullcontext():
+        processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        ]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        results = [list(map(int, process.communicate()[0].split())) for process in processes]
+    assert {tokens for tokens, _ in results} == {120 * len(tokenizer.encode("the cat sat on mat " * 2000))}
+    counted = sum(count for _, count in results)
+    assert shards <= counted < 2 * shards, f"{counted} shards were counted, of {shards}; without sharing 3 times them"
+    assert bool(list(folder.glob("*tokens*"))) == (not is_read_only)
 
 
 # ---------------------------------------------------------------- whose ids they are

@@ -1,14 +1,17 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_support import numbered_corpus
+from data_support import numbered_corpus, read_only
 
-from dstrain.data.index import read_shard_index, write_shard_index
+from dstrain.data.index import ShardIndex, read_shard_index, write_shard_index
 from dstrain.data.locate import locate
+from dstrain.data.scan import scan_shard
 from dstrain.data.shards import Corpus
+from dstrain.data.user_cache import user_cache
 from dstrain.data.writer import write_text_shards
 from dstrain.errors import CorpusError
 
@@ -80,15 +83,68 @@ def test_a_part_of_a_folder_gets_no_folder_index(corpus: Path) -> None:
     assert sorted(path.name for path in corpus.glob("*.json")) == indexes
 
 
-def test_a_folder_that_cannot_be_written_keeps_indexes_in_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indexes_of_a_folder_that_cannot_be_written_are_in_the_cache(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     drop_indexes(corpus)
+    scanned: list[Path] = []
 
-    def refuse(*_: object) -> None:
-        raise PermissionError("read-only")
+    def counted(shard: Path) -> ShardIndex:
+        scanned.append(shard)
+        return scan_shard(shard)
 
-    monkeypatch.setattr("dstrain.data.index.write_index_file", refuse)
-    assert len(documents_of(str(corpus))) == 42
+    monkeypatch.setattr("dstrain.data.locate.scan_shard", counted)
+    part = f"{corpus}/train-00000[12].tar"
+    with read_only(corpus):
+        everything = documents_of(str(corpus))
+        assert len(everything) == 42 and len(scanned) == 6
+        for _ in range(2):
+            assert documents_of(str(corpus)) == everything and documents_of(part) == everything[7:21]
+        assert len(scanned) == 6
+        # A shard of another content is another shard, though its size and its time are the same.
+        path = corpus / "train-000001.tar"
+        content, status = path.read_bytes(), path.stat()
+        path.write_bytes(content.replace(np.int16(5 + 10).tobytes(), np.int16(5).tobytes()))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert documents_of(part)[3] == [5] * 11 and scanned[6:] == [path]
+        for index in (tmp_path / "cache").glob("dstrain/indexes/**/*.json"):
+            index.write_text("{")
+        assert documents_of(part)[3] == [5] * 11 and len(scanned) == 9
     assert not list(corpus.glob("*.json"))
+
+
+def test_indexes_that_cannot_be_kept_anywhere_are_in_memory(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache").write_text("not a folder")
+    drop_indexes(corpus)
+    with read_only(corpus):
+        assert len(documents_of(str(corpus))) == len(documents_of(str(corpus))) == 42
+    assert not list(corpus.glob("*.json"))
+    assert capsys.readouterr().err == (
+        f"warning: {corpus}: neither it nor {tmp_path}/cache/dstrain/indexes can be written, so at every start each "
+        f"rank and each data process reads its shards from end to end; run `dstrain shards index {corpus}` on a copy "
+        "that can be written, or set XDG_CACHE_HOME to a folder that can\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cache_home", "home", "expected"),
+    [
+        ("/x", "/home/a", "/x/dstrain/counts"),
+        ("x", "/home/a", "/home/a/.cache/dstrain/counts"),
+        (None, "/home/a", "/home/a/.cache/dstrain/counts"),
+    ],
+)
+def test_where_the_cache_is(cache_home: str | None, home: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    if cache_home is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
+    assert user_cache("counts") == Path(expected)
 
 
 def test_the_digest_is_of_contents_in_order(corpus: Path, tmp_path: Path) -> None:
@@ -136,6 +192,31 @@ def test_a_shard_that_was_cut_or_grew_is_refused_where_it_is_opened(corpus: Path
         assert str(error.value).startswith(f"{path}: {len(changed)} bytes, but its index expects {len(content)}")
         assert f"`dstrain shards check {corpus}`" in str(error.value)
         (corpus / "index.json").unlink(missing_ok=True)  # its own index says the same
+
+
+def test_the_sizes_of_a_smaller_corpus_are_compared(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    located = locate(str(corpus))
+    located.check_sizes()
+    path = corpus / "train-000004.tar"
+    content = path.read_bytes()
+    remedy = (
+        f"find such shards with `dstrain shards check {corpus}` and copy them again, or, if the change is meant, run "
+        f"`dstrain shards index {corpus}`"
+    )
+    path.write_bytes(content[:-512])
+    (corpus / "train-000005.tar").write_bytes(b"")
+    with pytest.raises(CorpusError) as error:
+        located.check_sizes()
+    assert str(error.value) == (
+        f"{path}: {len(content) - 512} bytes, but its index expects {len(content)}: the shard is truncated or was "
+        f"changed after indexing; {remedy}"
+    )
+    locate(f"{corpus}/train-00000[0-3].tar").check_sizes()
+    path.unlink()
+    with pytest.raises(CorpusError, match=r"train-000004\.tar: cannot be read .*No such file.*dstrain shards check"):
+        located.check_sizes()
+    monkeypatch.setattr("dstrain.data.locate.SIZES_COMPARED", 5)
+    located.check_sizes()  # of six shards, none is looked at
 
 
 def test_a_folder_is_opened_without_a_look_at_its_shards(corpus: Path) -> None:
