@@ -186,11 +186,13 @@ def _limit(kind: int) -> int | None:
 
 
 def _corpus(location: str, text_field: str) -> str:
-    """The digest of a corpus's index, once all of its shards are there; or what is wrong."""
+    """The digest of a corpus's index, once all of its shards are there in full; or what is wrong."""
     from dstrain.data.shards import Corpus
 
     try:
-        return Corpus.open(location, text_field=text_field).digest
+        corpus = Corpus.open(location, text_field=text_field)
+        corpus.check_sizes()
+        return corpus.digest
     except (CorpusError, OSError) as error:
         return f"error: {error}"
 

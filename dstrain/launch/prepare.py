@@ -120,14 +120,17 @@ def open_sources(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[s
 
 
 def _open(location: str, recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> Corpus:
+    """Open a corpus, and have a look at its shards: ranks would notice a truncated one where they first read it."""
     data = recipe.data
-    return Corpus.open(
+    corpus = Corpus.open(
         location,
         text_field=data.text_field,
         tokenizer=tokenizer,
         on_bad_sample=data.on_bad_sample,
         max_bad_samples=data.max_bad_samples,
     )
+    corpus.check_sizes()
+    return corpus
 
 
 def main(argv: Sequence[str] | None = None) -> int:

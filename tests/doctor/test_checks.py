@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -231,11 +232,15 @@ def test_the_probes_answer_is_a_line_among_others_and_takes_no_torch(tmp_path: P
 
 def test_the_long_form_reads_corpora_and_measures_the_disk(tmp_path: Path, tiny_corpus: Path) -> None:
     train = str(tiny_corpus / "train")
-    missing = str(tmp_path / "nowhere")
-    asked = Questions(str(tmp_path), "", (), ((train, "text"), (missing, "text")), is_long=True)
+    missing, truncated = str(tmp_path / "nowhere"), shutil.copytree(tiny_corpus / "train", tmp_path / "truncated")
+    shard = sorted(truncated.glob("*.tar"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-512])
+    locations = (train, missing, str(truncated))
+    asked = Questions(str(tmp_path), "", (), tuple((location, "text") for location in locations), is_long=True)
     found = facts(asked)
     assert found.corpora[train] == Corpus.open(train).digest
     assert found.corpora[missing].startswith("error: ")
+    assert found.corpora[str(truncated)].startswith(f"error: {shard}: {shard.stat().st_size} bytes, but its index")
     assert found.bytes_per_second is not None and found.bytes_per_second > 0
 
 

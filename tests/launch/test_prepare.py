@@ -86,6 +86,20 @@ def project(tmp_path: Path, tiny_tokenizer: Path, tiny_texts: list[str], monkeyp
     return Project(folder)
 
 
+def test_a_truncated_shard_is_found_before_a_run_is_started(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = [str(project.folder / "tiny.yaml"), "--run-dir", str(project.run_dir)]
+    assert main(start) == 0
+    shard = sorted((project.folder / "web").glob("*.tar"))[-1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1024])
+    assert main(start) == 2
+    error = capsys.readouterr().err
+    assert f"/{shard.name}: {len(content) - 1024} bytes, but its index expects {len(content)}" in error
+    assert "dstrain shards check " in error
+
+
 # ------------------------------------------------------------------ paths and names do not count
 
 
