@@ -127,7 +127,9 @@ def index_folder(folder: Path, tokenizer: DocumentTokenizer | None) -> CorpusInd
         corpus_index = CorpusIndex(table, made_by if table.types.any() else None)
         write_corpus_index(folder, corpus_index)
     except OSError as error:
-        raise CorpusError(f"{folder}: the indexes cannot be written ({error}); make the folder writable") from error
+        raise CorpusError(
+            f"{folder}: the indexes cannot be written ({error}); make the folder writable, or a copy"
+        ) from error
     return corpus_index
 
 

@@ -102,7 +102,20 @@ class Located:
 
 def locate(location: str) -> Located:
     """The shards of a location, indexed. Raises CorpusError naming the shard, what is wrong with it, and the remedy."""
-    located = _join(location, [listing.located(names) for listing, names in select(location)])
+    return _locate(location, select(location))
+
+
+def locate_indexed(location: str) -> Located | None:
+    """The same, but None where a folder has no `index.json` yet, neither of its own nor in the cache.
+
+    Reads no shard. Raises CorpusError.
+    """
+    selections = select(location)
+    return _locate(location, selections) if all(folder.is_indexed(names) for folder, names in selections) else None
+
+
+def _locate(location: str, selections: Sequence[tuple["FolderListing", Sequence[str]]]) -> Located:
+    located = _join(location, [listing.located(names) for listing, names in selections])
     table = located.table
     kinds = sorted({TYPES[number] or "text" for number in np.unique(table.types)})
     if "text" in kinds and len(kinds) > 1:
@@ -274,8 +287,21 @@ class FolderListing:
         numbers = np.array([self.numbers[name] for name in names], np.int64)
         return self._whole(self.index.shards.select(numbers), {}, self.index.tokenizer)
 
+    def is_indexed(self, names: Sequence[str]) -> bool:
+        """Whether it is known what is in these shards."""
+        if self.index is not None:
+            return True
+        cached = self._cached_index(names)
+        return cached is not None and (cached / CORPUS_INDEX_NAME).is_file()
+
+    def _cached_index(self, names: Sequence[str]) -> Path | None:
+        """Where in the cache the index of these shards lies, as if in their folder, if that cannot be written."""
+        if is_writable(self.folder) or not all(map(self.has, names)):
+            return None
+        return _cached(self.folder / name for name in names)
+
     def _located_without_index(self, names: Sequence[str]) -> Located:
-        cached = None if is_writable(self.folder) else _cached(self.folder / name for name in names)
+        cached = self._cached_index(names)
         if cached is not None:
             with suppress(OSError, CorpusError):  # then it is made anew
                 known = read_corpus_index(cached)

@@ -1,7 +1,6 @@
 """How large a recipe's corpora are, as far as their indexes say it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dstrain.errors import CorpusError
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
@@ -33,14 +32,13 @@ def corpus_tokens(recipe: Recipe) -> dict[str, int] | int | None:
 
 def _known_size(shards: str, recipe: MaskedLmRecipe) -> CorpusSize | None:
     """The size of indexed shards; None where there is no index, or where nobody has counted the tokens of texts."""
-    from dstrain.data.index import CORPUS_INDEX_NAME, TYPES  # import numpy, which no rule of a recipe needs
-    from dstrain.data.locate import locate
+    from dstrain.data.index import TYPES  # import numpy, which no rule of a recipe needs
+    from dstrain.data.locate import locate_indexed
 
-    folder = Path(shards) if Path(shards).is_dir() else Path(shards).parent
-    if not (folder / CORPUS_INDEX_NAME).is_file():
-        return None
     try:
-        located = locate(shards)
+        located = locate_indexed(shards)
+        if located is None:
+            return None
         table = located.table
         tokens = int(table.tokens.sum())
         if TYPES[int(table.types[0])] is None:

@@ -8,7 +8,7 @@ import pytest
 from data_support import numbered_corpus, read_only
 
 from dstrain.data.index import ShardIndex, read_shard_index, write_shard_index
-from dstrain.data.locate import locate
+from dstrain.data.locate import locate, locate_indexed
 from dstrain.data.scan import scan_shard
 from dstrain.data.shards import Corpus
 from dstrain.data.user_cache import user_cache
@@ -51,6 +51,16 @@ def test_forms_of_a_location(corpus: Path) -> None:
     assert documents_of(f"{corpus}/train-{{000001,000002}}.tar") == everything[7:21]
     assert documents_of(f"{corpus}/train-00000{{1,[23]}}.tar") == everything[7:28]
     assert documents_of(f"{corpus}/train-000003.tar") == everything[21:28]
+
+
+def test_what_is_indexed_is_known_without_a_scan(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbered_corpus(tmp_path / "other", [3] * 14, shard_bytes=1024)
+    monkeypatch.delattr("dstrain.data.locate.scan_shard")
+    both = f"{tmp_path}/{{other,corpus}}/*.tar"
+    located = locate_indexed(both)
+    assert located is not None and located.table.documents.sum() == 14 + 42
+    (tmp_path / "other" / "index.json").unlink()
+    assert locate_indexed(both) is locate_indexed(f"{tmp_path}/other/train-{{000000..000099}}.tar") is None
 
 
 def test_shards_of_several_folders_are_one_line(corpus: Path, tmp_path: Path) -> None:
@@ -99,9 +109,12 @@ def test_indexes_of_a_folder_that_cannot_be_written_are_in_the_cache(
     with read_only(corpus):
         everything = documents_of(str(corpus))
         assert len(everything) == 42 and len(scanned) == 6
+        assert locate_indexed(part) is None, "of which nobody has asked yet"
         for _ in range(2):
             assert documents_of(str(corpus)) == everything and documents_of(part) == everything[7:21]
         assert len(scanned) == 6
+        whole, two = locate_indexed(str(corpus)), locate_indexed(part)
+        assert whole is not None and two is not None and (len(whole), len(two)) == (6, 2)
         # A shard of another content is another shard, though its size and its time are the same.
         path = corpus / "train-000001.tar"
         content, status = path.read_bytes(), path.stat()

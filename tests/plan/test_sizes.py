@@ -13,8 +13,10 @@ from dstrain.data.shards import Corpus
 from dstrain.data.spec import StreamSpec
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_text_shards
+from dstrain.plan.as_json import plan_json
 from dstrain.plan.corpus import CorpusSize, corpus_sizes, corpus_tokens
-from dstrain.plan.text import make_plan, plan_json, plan_text
+from dstrain.plan.overview import make_plan
+from dstrain.plan.text import plan_text
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
