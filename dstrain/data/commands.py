@@ -128,7 +128,7 @@ def index_folder(folder: Path, tokenizer: DocumentTokenizer | None) -> CorpusInd
         write_corpus_index(folder, corpus_index)
     except OSError as error:
         raise CorpusError(
-            f"{folder}: the indexes cannot be written ({error}); make the folder writable, or a copy"
+            f"{folder}: the indexes cannot be written ({error}); make the folder writable, or index a copy"
         ) from error
     return corpus_index
 
