@@ -4,7 +4,7 @@ A step is made of the next global batch. Batches run ahead of steps where some w
 dropped by a rollback.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ class RunBatches:
     def __init__(self, run_dir: Path | None, rows: GlobalBatches, recipe: Recipe, last_step: int) -> None:
         self._ledger = None if run_dir is None else run_dir / LEDGER_NAME
         self.rows, self.last_step = rows, last_step
-        self._skipped = [row_range(text) for text in recipe.data.skip_rows]
+        self._skipped = _merged((rows.step_of(first), rows.step_of(last) + 1) for first, last in _ranges(recipe))
         self.steps_done, self.data_steps_done = 0, rows.origin[0]
         newest = next(read_all_backwards(self._ledger), None) if self._ledger and self._ledger.is_file() else None
         if newest is not None:
@@ -69,23 +69,13 @@ class RunBatches:
                     break
                 if counts and entry.step <= last and entry.rows[0] >= self.rows.origin[1]:
                     found[entry.step] = self.rows.step_of(entry.rows[0])
-        step, data_step = self.steps_done + 1, self.data_steps_done
-        while step <= last:
-            if not self._is_skipped(data_step):
-                if step >= first:
-                    found[step] = data_step
-                step += 1
-            data_step += 1
+        for step in range(max(first, self.steps_done + 1), last + 1):
+            found[step] = self._after(step - self.steps_done) - 1
         return dict(sorted(found.items()))
 
     def last_data_step(self) -> int:
         """The data step that the run's last step is or will be made of."""
-        left = self.last_step - self.steps_done
-        data_step = self.data_steps_done
-        while left > 0:
-            left -= not self._is_skipped(data_step)
-            data_step += 1
-        return data_step - 1
+        return self._after(max(0, self.last_step - self.steps_done)) - 1
 
     def _consumed(self, wanted: set[int]) -> dict[int, Batch]:
         assert self._ledger is not None, "nothing is consumed without a ledger"
@@ -105,16 +95,39 @@ class RunBatches:
 
     def _to_come(self, wanted: set[int]) -> dict[int, Batch]:
         found: dict[int, Batch] = {}
-        step = self.steps_done
-        for data_step in range(self.data_steps_done, max(wanted, default=-1) + 1):
-            is_skipped = self._is_skipped(data_step)
-            step += not is_skipped
-            if data_step in wanted:
-                found[data_step] = Batch(step + is_skipped, "skipped" if is_skipped else "to come")
+        for data_step in wanted:
+            skipped = sum(
+                max(0, min(last, data_step) - max(first, self.data_steps_done)) for first, last in self._skipped
+            )
+            step = self.steps_done + data_step - self.data_steps_done - skipped + 1
+            is_skipped = any(first <= data_step < last for first, last in self._skipped)
+            found[data_step] = Batch(step, "skipped" if is_skipped else "to come")
         return found
 
-    def _is_skipped(self, data_step: int) -> bool:
-        if not self._skipped:
-            return False
-        first, last = self.rows.first_row(data_step), self.rows.first_row(data_step + 1) - 1
-        return any(first <= skipped_last and skipped_first <= last for skipped_first, skipped_last in self._skipped)
+    def _after(self, steps: int) -> int:
+        """The data step that follows so many steps to come."""
+        data_step = self.data_steps_done
+        for first, last in self._skipped:
+            if last <= data_step:
+                continue
+            before = max(0, first - data_step)
+            if steps <= before:
+                break
+            steps, data_step = steps - before, last
+        return data_step + steps
+
+
+def _ranges(recipe: Recipe) -> list[tuple[int, int]]:
+    """Rows to skip: first and last of each range."""
+    return [row_range(text) for text in recipe.data.skip_rows]
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in order that neither overlap nor touch."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged

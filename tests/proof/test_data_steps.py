@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dstrain.checkpoint.identity import GlobalBatches
 from dstrain.proof.data_steps import Batch, RunBatches
@@ -68,6 +70,26 @@ def test_a_recipe_that_nobody_has_run(recipe: Recipe) -> None:
     assert run.data_steps_of(1, 3) == {1: 0, 2: 2, 3: 3}
     assert run.last_data_step() == 11
     assert run.fates([1]) == {1: Batch(2, "skipped")}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 40)), max_size=4), st.integers(1, 20))
+def test_what_is_to_come_is_counted_as_if_one_by_one(
+    tiny_recipe: Callable[..., Recipe], ranges: list[tuple[int, int]], last_step: int
+) -> None:
+    rows = ", ".join(f"{first}-{first + more}" for first, more in ranges)
+    run = RunBatches(None, GlobalBatches(IDENTITY), tiny_recipe(f"data.skip_rows=[{rows}]"), last_step)
+    skipped = {row // 8 for first, more in ranges for row in range(first, first + more + 1)}
+    step, expected, data_steps = 0, {}, {}
+    for data_step in range(80):
+        is_skipped = data_step in skipped
+        expected[data_step] = Batch(step + 1, "skipped" if is_skipped else "to come")
+        step += not is_skipped
+        if not is_skipped:
+            data_steps[step] = data_step
+    assert run.fates(range(80)) == expected
+    assert run.data_steps_of(1, last_step) == {number: data_steps[number] for number in range(1, last_step + 1)}
+    assert run.last_data_step() == data_steps[last_step]
 
 
 def test_after_a_change_of_data_only_its_batches_are_known(tmp_path: Path, recipe: Recipe) -> None:
