@@ -279,5 +279,44 @@ def require_same_parameters(folder: Place, saved: dict[str, dict[str, Any]], wan
             )
 
 
+# What a model computes with its parameters, where their shapes do not show it.
+_COMPUTATION_KEYS = (
+    "model_type",
+    "num_attention_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "dense_act_fn",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
+    "position_embedding_type",
+    "global_attn_every_n_layers",
+    "local_attention",
+    "pad_token_id",
+)
+
+
+def require_same_computation(folder: Place, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a checkpoint of a model with the same parameters that computes something else with them.
+
+    The recipe says so only where it has the model's config; a pretrained one may lie elsewhere by now, or be another.
+
+    Args:
+        folder: the checkpoint.
+        saved: Transformers' config of its model, from the manifest.
+        wanted: the same of the model.
+    """
+    for key in _COMPUTATION_KEYS:
+        if key in saved and key in wanted and saved[key] != wanted[key]:
+            raise CheckpointError(
+                f"{folder} is of another model: {key} is {saved[key]!r} there and {wanted[key]!r} here; use the recipe "
+                f"of that run or another --run-dir"
+            )
+
+
 def _shape(about: dict[str, Any] | None) -> str:
     return "no place" if about is None else f"shape {about['shape']}"

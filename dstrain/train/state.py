@@ -16,7 +16,7 @@ from dstrain.checkpoint.fragments import (
     resident_fragments,
     saved_tensors,
 )
-from dstrain.checkpoint.load import Source, choose, load, require_same_parameters
+from dstrain.checkpoint.load import Source, choose, load, require_same_computation, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.stored import DamagedError
 from dstrain.checkpoint.verify import describe_skipped
@@ -119,6 +119,7 @@ def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
     manifest = source.manifest
     require_same_identity(source, task.identity())
     require_same_parameters(source.folder, manifest.parameters, parameter_shapes(task))
+    require_same_computation(source.folder, manifest.model_config, model_config(task.model))
     load(runtime, source, resident_fragments(runtime, task.model))
     task.origin = manifest.data_origin
     task.enter_phase(task.phase_at(max(manifest.data_step - 1, 0)))  # the model is that of the last step

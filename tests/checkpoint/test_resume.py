@@ -179,6 +179,19 @@ def test_what_belongs_to_something_else_is_refused_with_one_message(
         assert messages == expected
 
 
+def test_a_model_that_computes_something_else_with_the_same_parameters_is_refused(
+    run_dir: Path, recipe: Recipe
+) -> None:
+    assert recipe.model.config is not None
+    heads = BertConfig(**recipe.model.config.model_dump() | {"num_attention_heads": 4})
+    other = recipe.model_copy(update={"model": BertModel(architecture="bert", config=heads)})
+    (messages,) = run_ranks(1, refused, [(other, (), run_dir)])
+    assert messages == [
+        f"{run_dir}/checkpoints/step-0000000004 is of another model: num_attention_heads is 2 there and 4 here; use "
+        f"the recipe of that run or another --run-dir"
+    ]
+
+
 def test_a_parameter_that_was_frozen_cannot_be_trained_on(recipe: Recipe, tmp_path: Path) -> None:
     (messages,) = run_ranks(1, save_frozen_and_thaw, recipe, tmp_path)
     assert messages == [
