@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dstrain.data.layout import RowSpan
 from dstrain.data.shards import Corpus
 from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import UserError
@@ -63,20 +64,17 @@ def find(data: TrainingData, batches: RunBatches, spans: Sequence[Sequence[Span]
     Raises:
         CorpusError: a shard cannot be read, or a line of the ledger is damaged.
     """
-    last_data_step = batches.last_data_step()
-    places: dict[tuple[int, Span], list[tuple[int, int, int, int, int, int]]] = {}
+    steps = batches.last_data_step() + 1
+    places: dict[tuple[int, Span], list[RowSpan]] = {}
     for source, of_source in enumerate(spans):
-        firsts = sorted({first for first, _ in of_source})
-        by_first = {first: (first, last) for first, last in of_source}
-        for span in by_first.values():
-            places[source, span] = []
+        by_first = {first: (first, last) for first, last in sorted(of_source)}
+        firsts = list(by_first)
+        places |= {(source, span): [] for span in by_first.values()}
         for first, last in _joined(by_first.values()):
-            for part in data.layout.find(source, data.lanes[source], first, last, last_data_step + 1):
-                span = by_first[firsts[bisect_right(firsts, part.line) - 1]]
-                where = (part.step, part.row, part.lane, part.first_token, part.line - span[0], part.tokens)
-                places[source, span].append(where)
-    fates = batches.fates({where[0] for found in places.values() for where in found})
-    return [_document(data, batches, source, span, sorted(found), fates) for (source, span), found in places.items()]
+            for part in data.layout.find(source, data.lanes[source], first, last, steps):
+                places[source, by_first[firsts[bisect_right(firsts, part.line) - 1]]].append(part)
+    fates = batches.fates({part.step for parts in places.values() for part in parts})
+    return [_document(data, batches, source, span, parts, fates) for (source, span), parts in places.items()]
 
 
 def _joined(spans: Iterable[Span]) -> list[Span]:
@@ -95,7 +93,7 @@ def _document(
     batches: RunBatches,
     source: int,
     span: Span,
-    places: Sequence[tuple[int, int, int, int, int, int]],
+    parts: Sequence[RowSpan],
     fates: dict[int, Batch],
 ) -> FoundDocument:
     corpus = data.corpora[source]
@@ -103,18 +101,18 @@ def _document(
     place = corpus.document_of(int(slices.shard[0]), int(slices.start[0]))
     occurrences = tuple(
         Occurrence(
-            fate=fates[data_step].fate,
-            step=fates[data_step].step,
-            data_step=data_step,
-            row=row,
-            lane=lane,
-            phase=data.timeline.phase_at(data_step).name,
-            first_token=first_token,
-            offset=offset,
-            tokens=tokens,
+            fate=fates[part.step].fate,
+            step=fates[part.step].step,
+            data_step=part.step,
+            row=part.row,
+            lane=part.lane,
+            phase=data.timeline.phase_at(part.step).name,
+            first_token=part.first_token,
+            offset=part.line - span[0],
+            tokens=part.tokens,
         )
-        for data_step, row, lane, first_token, offset, tokens in places
-        if data_step in fates  # else the ledger lacks it
+        for part in sorted(parts, key=lambda part: (part.row, part.first_token))
+        if part.step in fates  # else it came before an imported run, or the ledger lacks it
     )
     return FoundDocument(
         source=data.names[source],
