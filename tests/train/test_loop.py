@@ -102,7 +102,7 @@ def test_a_stop_of_one_rank_stops_all_and_resuming_is_as_if_it_never_happened(
     assert len(lines(parts / "ledger.jsonl")) == STEPS
 
 
-def test_another_topology_goes_on_with_the_same_rows_and_losses(tmp_path: Path, tiny_recipe: RecipeMaker) -> None:
+def test_any_number_of_ranks_goes_on_with_the_same_rows_and_losses(tmp_path: Path, tiny_recipe: RecipeMaker) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
 
     def recipe(stage: int, micro_batch_rows: int) -> Recipe:
@@ -111,9 +111,9 @@ def test_another_topology_goes_on_with_the_same_rows_and_losses(tmp_path: Path, 
         )
 
     run_ranks(1, run_loops, [(recipe(0, 8), whole, {})])
-    run_ranks(2, run_loops, [(recipe(1, 1), parts, {0: {2: "stop"}}), (recipe(2, 4), parts, {1: {4: "stop"}})])
-    run_ranks(4, run_loops, [(recipe(3, 1), parts, {3: {6: "stop"}})])
-    run_ranks(1, run_loops, [(recipe(0, 4), parts, {})])
+    for world, stage, micro_batch_rows, step in ((2, 1, 1, 2), (3, 2, 4, 4), (7, 3, 1, 6)):
+        run_ranks(world, run_loops, [(recipe(stage, micro_batch_rows), parts, {world - 1: {step: "stop"}})])
+    run_ranks(5, run_loops, [(recipe(0, 4), parts, {})])
     assert checkpoints(parts)[-1] == STEPS
     assert ledger(parts) == ledger(whole)
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
