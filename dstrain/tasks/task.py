@@ -153,7 +153,7 @@ class Task(ABC):
     runtime: Runtime
     module: nn.Module  # wraps `model`; called on a micro-batch it returns (sum of losses, number right)
     totals: TaskTotals
-    lanes: int  # row r of the run is of lane r mod lanes
+    lanes: int  # row r since the origin is of lane r mod lanes
     origin: tuple[int, int] = (0, 0)  # data step and row at which today's data began: after `--allow data-change`
     sources: tuple[str, ...] = ()  # of a mixture; where there is one source, none
     has_valid: bool = True  # whether there is held-out data

@@ -420,7 +420,7 @@ class Loop:
         ]
         for rank, found in enumerate(self.runtime.gather_json(bad[:1])):
             if found:
-                lanes = sorted({row % self.task.lanes for row in found[0]})
+                lanes = sorted({(row - self.task.origin[1]) % self.task.lanes for row in found[0]})
                 where = f"rank {rank} is not finite (rows {_span(found[0])}, lanes {_span(lanes)})"
                 return f"step {step}: the loss on {where}", rank
         ranks = f"all {self.runtime.world_size} ranks"
