@@ -188,7 +188,13 @@ class _Source:
 
     name: str
     digest: str
+    tokens: int  # of texts, as they were counted
     weight: float
+
+    @property
+    def content(self) -> tuple[str, int]:
+        """What tells its rows from those of another source."""
+        return self.digest, self.tokens
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,9 @@ class _Phase:
 
     @classmethod
     def of(cls, number: int, phase: dict[str, Any], *, is_last: bool) -> Self:
-        sources = (_Source(name, about["digest"], about["weight"]) for name, about in phase["sources"].items())
+        sources = (
+            _Source(name, about["digest"], about["tokens"], about["weight"]) for name, about in phase["sources"].items()
+        )
         first_rate, last_rate = phase["masking_rate"]
         return cls(
             number=number,
@@ -267,25 +275,27 @@ def _changed_keys(old: _Phase, new: _Phase) -> Iterator[tuple[str, tuple[Any, An
 
 def _changed_sources(old: tuple[_Source, ...], new: tuple[_Source, ...]) -> list[tuple[str, tuple[Any, Any]]]:
     """The same of sources, which are known by what they hold, whatever their names."""
-    if [(source.digest, source.weight) for source in old] == [(source.digest, source.weight) for source in new]:
+    if [(source.content, source.weight) for source in old] == [(source.content, source.weight) for source in new]:
         return []
-    by_digest, by_name = {source.digest: source for source in new}, {source.name: source for source in new}
-    known = {source.digest for source in old}
+    by_content, by_name = {source.content: source for source in new}, {source.name: source for source in new}
+    known = {source.content for source in old}
     changed: list[tuple[str, tuple[Any, Any]]] = []
     for source in old:
-        same, namesake = by_digest.get(source.digest), by_name.get(source.name)
+        same, namesake = by_content.get(source.content), by_name.get(source.name)
         if same is not None:
             if same.weight != source.weight:
                 changed.append((f"data.sources.{source.name}.weight", (source.weight, same.weight)))
-        elif namesake is not None and namesake.digest not in known:
-            known.add(namesake.digest)
+        elif namesake is not None and namesake.content not in known:
+            known.add(namesake.content)
             is_only = source.name == _SINGLE_SOURCE and len(old) == 1
             key = "data.train" if is_only else f"data.sources.{source.name}"
-            changed.append((key, (source.digest, namesake.digest)))
+            recounted = source.digest == namesake.digest  # texts, by other tokenizer code
+            before, after = (f"{one.tokens:,} tokens" if recounted else one.digest for one in (source, namesake))
+            changed.append((key, (before, after)))
         else:
             changed.append((f"data.sources.{source.name}.weight", (source.weight, 0)))
     changed += [
-        (f"data.sources.{source.name}.weight", (0, source.weight)) for source in new if source.digest not in known
+        (f"data.sources.{source.name}.weight", (0, source.weight)) for source in new if source.content not in known
     ]
     # The same sources with the same weights are left: it is their order that has changed, and with it whose a row is.
     return changed or [("data.sources", ([source.name for source in old], [source.name for source in new]))]

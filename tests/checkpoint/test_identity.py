@@ -149,6 +149,14 @@ def test_without_phases_keys_are_those_of_the_recipe() -> None:
     ]
 
 
+def test_texts_that_were_counted_otherwise_are_other_data() -> None:
+    """The same texts by the same tokenizer, but another release of its library."""
+    train = identity(PhaseSketch(10, (("train", WEB, 1.0),)))
+    recounted = identity(PhaseSketch(10, (("train", WEB, 1.0),)))
+    recounted["phases"][0]["sources"]["train"]["tokens"] = 1001
+    assert words(train, recounted, 5) == ["data.train: 1,000 tokens → 1,001 tokens"]
+
+
 def test_what_holds_for_the_whole_run_is_refused_by_its_key() -> None:
     now = identity(SHORT, LONG, MIXED, seed=2, lanes=4) | {"tokenizer": "e" * 64}
     assert words(RUN, now, 1) == [
