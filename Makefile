@@ -25,6 +25,7 @@ test: lint types unit
 lint: .venv/.ready
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo
 
 types: .venv/.ready
 	$(PYTHON) -m mypy

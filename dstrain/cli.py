@@ -118,7 +118,9 @@ def _recipe_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    command = _add(commands, "run", "dstrain.launch.run:run_command", "train a recipe; goes on where its run folder is")
+    command = _add(
+        commands, "run", "dstrain.supervise.run:run_command", "train a recipe; goes on where its run folder is"
+    )
     _recipe_arguments(command)
     command.add_argument("--on", metavar="PROFILE", help="where: a launch profile (default: this machine, as it is)")
     command.add_argument("--nodes", metavar="N", help="4, or 2-4 for as many as there are (default: the profile's)")
@@ -140,17 +142,17 @@ def _run(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _running(commands: "_Commands[argparse.ArgumentParser]") -> None:
     text = "show what a run does: nodes, ranks, phases, step, checkpoint, stragglers, the last verdict"
-    status = _add(commands, "status", "dstrain.launch.status:status_command", text)
+    status = _add(commands, "status", "dstrain.observe.status:status_command", text)
     status.add_argument("run", metavar="RUN", help="a run's folder")
     status.add_argument("--watch", action="store_true", help="again every two seconds, until the run has ended")
     _json(status)
-    logs = _add(commands, "logs", "dstrain.launch.logs:logs_command", "print what the ranks of a run printed")
+    logs = _add(commands, "logs", "dstrain.observe.logs:logs_command", "print what the ranks of a run printed")
     logs.add_argument("run", metavar="RUN", help="a run's folder")
     logs.add_argument("--rank", type=int, metavar="K", help="of this rank only (default: all, and the agents)")
     logs.add_argument("--attempt", type=int, metavar="N", help="of this attempt (default: the newest)")
     logs.add_argument("--follow", action="store_true", help="and what comes, over restarts, until the run has ended")
     logs.add_argument("--errors", action="store_true", help="only errors, warnings and stacks")
-    stop = _add(commands, "stop", "dstrain.launch.stop:stop_command", "have a run save a checkpoint and end")
+    stop = _add(commands, "stop", "dstrain.observe.stop:stop_command", "have a run save a checkpoint and end")
     stop.add_argument("run", metavar="RUN", help="a run's folder")
 
 
@@ -186,7 +188,7 @@ def _recipe(commands: "_Commands[argparse.ArgumentParser]") -> None:
 def _corpus(commands: "_Commands[argparse.ArgumentParser]") -> None:
     group = _group(commands, "corpus", "make a corpus")
     text = "harvest the docstrings of the installed packages: real English, without a network"
-    command = _add(group, "docstrings", "dstrain.corpus:docstrings_command", text)
+    command = _add(group, "docstrings", "dstrain.corpus.docstrings:docstrings_command", text)
     command.add_argument("--out", required=True, metavar="DIR", help="folder for docstrings.jsonl and labels/")
     command.add_argument("--max-mb", type=float, metavar="N", help="stop at this many megabytes of text (default: all)")
     _json(command)
@@ -194,7 +196,7 @@ def _corpus(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _tokenizer(commands: "_Commands[argparse.ArgumentParser]") -> None:
     group = _group(commands, "tokenizer", "make a tokenizer")
-    command = _add(group, "train", "dstrain.tokenizer:train_command", "train a tokenizer on a corpus")
+    command = _add(group, "train", "dstrain.corpus.train_tokenizer:train_command", "train a tokenizer on a corpus")
     command.add_argument("sources", metavar="SRC", nargs="+", help="JSONL, text files or text shards, or folders")
     command.add_argument("--out", required=True, metavar="DIR", help="folder for the tokenizer")
     command.add_argument(
@@ -252,28 +254,28 @@ def _field(command: argparse.ArgumentParser) -> None:
 
 def _ckpt(commands: "_Commands[argparse.ArgumentParser]") -> None:
     group = _group(commands, "ckpt", "look at checkpoints")
-    ls = _add(group, "ls", "dstrain.checkpoint.commands:ls_command", "list a run's checkpoints")
+    ls = _add(group, "ls", "dstrain.convert.commands:ls_command", "list a run's checkpoints")
     ls.add_argument("path", metavar="RUN", help="a run's folder")
     _json(ls)
     verify = _add(
         group,
         "verify",
-        "dstrain.checkpoint.commands:verify_command",
+        "dstrain.convert.commands:verify_command",
         "read every byte: digests, finite values, no gaps, coherence",
     )
     verify.add_argument("path", metavar="RUN|CKPT", help="a run's folder, or one checkpoint")
     _json(verify)
     text = "compare two checkpoints by parameter, whatever their topologies; exit code 1 if they differ"
-    diff = _add(group, "diff", "dstrain.checkpoint.commands:diff_command", text)
+    diff = _add(group, "diff", "dstrain.convert.commands:diff_command", text)
     diff.add_argument("first", metavar="A", help="a checkpoint, or a run's folder for its newest")
     diff.add_argument("second", metavar="B", help="the one to compare with")
     _json(diff)
-    export = _add(group, "export", "dstrain.checkpoint.commands:export_command", "write a Transformers folder")
+    export = _add(group, "export", "dstrain.convert.commands:export_command", "write a Transformers folder")
     export.add_argument("path", metavar="RUN|CKPT", help="a run's folder, or one checkpoint")
     export.add_argument("--out", metavar="DIR", help="the Transformers folder to write (default: RUN/export)")
     export.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)")
     text = "make the first checkpoint of a run from one of DeepSpeed (ZeRO 1-3, universal) or accelerate save_state"
-    command = _add(group, "import", "dstrain.checkpoint.import_command:import_command", text)
+    command = _add(group, "import", "dstrain.convert.import_command:import_command", text)
     command.add_argument("source", metavar="SOURCE", help="the folder of the checkpoint")
     command.add_argument("run", metavar="RUN", help="the folder of the run to begin; `dstrain run --run-dir` goes on")
     command.add_argument("--recipe", required=True, metavar="RECIPE", help="the recipe that the run goes on with")
@@ -283,7 +285,7 @@ def _ckpt(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
     command.add_argument("--step", type=int, metavar="N", help="the step it is of (default: what it says itself)")
     prune = _add(
-        group, "prune", "dstrain.checkpoint.commands:prune_command", "delete the checkpoints that need not be kept"
+        group, "prune", "dstrain.convert.commands:prune_command", "delete the checkpoints that need not be kept"
     )
     prune.add_argument("path", metavar="RUN", help="a run's folder")
     prune.add_argument(
@@ -291,7 +293,7 @@ def _ckpt(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
     prune.add_argument("--dry-run", action="store_true", help="say what would be kept, and why, and delete nothing")
     text = "let other runs into a store whose run was killed and will not come back"
-    release = _add(group, "release", "dstrain.checkpoint.commands:release_command", text)
+    release = _add(group, "release", "dstrain.convert.commands:release_command", text)
     release.add_argument("path", metavar="STORE", help="its URL, as in checkpoint.storage")
 
 

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import faulthandler
 import importlib
-import json
 import os
 import signal
 import socket
@@ -26,14 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dstrain.errors import DISK_FULL, EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
-from dstrain.launch.processes import die_with_parent, may_be_traced_by
-from dstrain.launch.run_folder import attempt_folder
-
-TRAINING = "dstrain.train.main:run_rank"
-
-RESERVE = "reserve"  # a file in an attempt's folder
-RESERVE_BYTES = 1 << 17
+from dstrain.base.processes import die_with_parent, may_be_traced_by
+from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
+from dstrain.rundir.attempt_files import read_status, write_json
+from dstrain.rundir.run_folder import TRAINING, attempt_folder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,40 +108,6 @@ def describe_error(error: BaseException, rank: int, host: str, status: dict[str,
         "phase": status.get("phase"),
         "step": status.get("step"),
     }
-
-
-def read_status(run_dir: Path, attempt: int) -> dict[str, Any]:
-    """The newest status that `attempt` wrote, on whichever node, or {} if it has written none yet."""
-    newest: dict[str, Any] = {}
-    for file in (run_dir / "status").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):
-            status = json.loads(file.read_text())
-            if isinstance(status, dict) and status.get("attempt") == attempt:
-                newest = max(newest, status, key=lambda content: content.get("time_unix") or 0.0)
-    return newest
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `path` as a whole or not at all. On a full disk the attempt's reserve makes room for it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    for reserve in (path.parent / RESERVE, path.parent.parent / RESERVE, None):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            temporary.replace(path)
-            return
-        except OSError as error:
-            if error.errno not in DISK_FULL or reserve is None:
-                raise
-            reserve.unlink(missing_ok=True)
-
-
-def keep_reserve(attempt_folder: Path) -> None:
-    """Take some room on the disk, so that an attempt which fills it can still say so."""
-    attempt_folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError), (attempt_folder / RESERVE).open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
 
 def _leave(signal_number: int, frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ flock --nonblock 9 || { echo "error: $run_dir is in use by another run" >&2; exi
 echo $$ >"$run_dir/run.lock"
 
 # The recipe, checked, with all defaults and overrides in it, is what the ranks read: $run_dir/recipe.yaml.
-attempt=$("$python" -m dstrain.launch.prepare "$recipe" "$@" --run-dir "$run_dir")
+attempt=$("$python" -m dstrain.rundir.prepare "$recipe" "$@" --run-dir "$run_dir")
 
 # What torchrun would set for the only rank.
 export RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1

@@ -22,7 +22,7 @@ flock --nonblock 9 || { echo "error: $run_dir is in use by another run" >&2; exi
 echo $$ >"$run_dir/run.lock"
 
 # The recipe, checked, with all defaults and overrides in it, is what the ranks read: $run_dir/recipe.yaml.
-attempt=$("$python" -m dstrain.launch.prepare "$recipe" "$@" --run-dir "$run_dir")
+attempt=$("$python" -m dstrain.rundir.prepare "$recipe" "$@" --run-dir "$run_dir")
 
 # torchrun would set one thread for each rank; the cores are there to be used.
 threads=$(($(nproc) / ranks))

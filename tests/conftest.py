@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
 
 VOCABULARY = 256
 SHOWN = "shown"

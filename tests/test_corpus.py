@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstrain.corpus import (
+from dstrain.corpus.docstrings import (
     Docstring,
     Harvest,
     clean,
@@ -22,7 +22,7 @@ from dstrain.corpus import (
     within_budget,
     write_corpus,
 )
-from dstrain.corpus_labels import labelled_split, names_removed
+from dstrain.corpus.labels import labelled_split, names_removed
 from dstrain.errors import CorpusError
 
 PROSE = "This function reads the sensor at place {} and returns the temperature that it has measured there, in kelvin."
@@ -224,7 +224,7 @@ def test_the_running_interpreter_has_sources_of_many_packages() -> None:
 
 
 def test_a_size_that_is_none_is_refused(tmp_path: Path) -> None:
-    from dstrain.corpus import docstrings_command
+    from dstrain.corpus.docstrings import docstrings_command
 
     with pytest.raises(CorpusError, match="--max-mb 0"):
         docstrings_command(Namespace(out=str(tmp_path), max_mb=0, json=False))

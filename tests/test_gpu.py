@@ -8,10 +8,10 @@ import torch
 from ranks import run_ranks
 
 from dstrain.recipe.schema import Recipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.main import build_task, prepare
 from dstrain.train.reporting import Reporter
-from dstrain.train.runtime import Runtime
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.corpus.train_tokenizer import (
+    COMMON_ALPHABET,
+    choose_alphabet,
+    sampled_texts,
+    train_command,
+    train_wordpiece,
+)
 from dstrain.errors import CorpusError
-from dstrain.tokenizer import COMMON_ALPHABET, choose_alphabet, sampled_texts, train_command, train_wordpiece
 
 WORDS = ["reader", "readers", "reading", "shard", "shards", "sharding", "naïve", "token", "tokens", "tokenizer"]
 TEXTS = [

@@ -15,11 +15,12 @@ from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.data.rows import StepRows
 from dstrain.data.spec import StreamSpec
 from dstrain.plan import corpus_tokens
+from dstrain.plan.streams import training_stream
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import StepBatch, Task
 from dstrain.train.main import build_task, prepare
-from dstrain.train.runtime import Runtime
 
 Pieces = dict[tuple[str, int], NDArray[np.float32]]  # (parameter, first element) → elements
 
@@ -141,7 +142,7 @@ def training_rows(recipe: Recipe) -> StreamSpec:
     assert isinstance(recipe, MaskedLmRecipe)
     timeline = make_timeline(recipe, corpus_tokens(recipe))
     assert timeline is not None
-    return StreamSpec.train(recipe, timeline)
+    return training_stream(recipe, timeline)
 
 
 def dense_labels(rows: StepRows) -> NDArray[np.int32]:

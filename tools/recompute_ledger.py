@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import draws, mix64, permutation, stream_key
+from dstrain.base.counter_rng import draws, mix64, permutation, stream_key
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, LedgerWriter, read_all_backwards
 from dstrain.data.line import default_block_tokens, default_window_blocks
 from dstrain.data.masking import Masker
 from dstrain.data.mixture import Mixture
-from dstrain.data.pair_slots import pair_slots
 from dstrain.data.pairs import Pairing
 from dstrain.data.permutation import permute
 from dstrain.data.rows import digest_hex, digest_keys
@@ -37,6 +36,7 @@ from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.proof.history import run_ledger
 from dstrain.proof.training_data import TrainingData
+from dstrain.recipe.pair_slots import pair_slots
 
 LineRange = tuple[int, int]  # tokens of a corpus' line: first and last + 1
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.store import Place
 from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import Manifest, run_of, step_of
 from dstrain.checkpoint.retention import Retention, prune
-from dstrain.checkpoint.store import Place
 from dstrain.checkpoint.targets import Phase, Target, target_of, write_small
 from dstrain.errors import DISK_FULL, CheckpointError
-from dstrain.train.runtime import Runtime
+from dstrain.runtime.runtime import Runtime
 
 LATEST = "latest"  # names the newest checkpoint, for people and scripts; a resume looks for itself
 Refusal = dict[str, str]  # {"error": why}, as it travels between ranks

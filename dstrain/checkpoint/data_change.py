@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dstrain.checkpoint.durable import write_durably
+from dstrain.base.durable import write_durably
+from dstrain.base.store import Place
 from dstrain.checkpoint.identity import Identity, differences
 from dstrain.checkpoint.manifest import Manifest, committed
-from dstrain.checkpoint.store import Place
 from dstrain.recipe.difference import Difference
 
 DATA_CHANGE = "data-change"  # what --allow takes

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from dstrain.checkpoint.store import Place, StorePath
+from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.streamed_file import StreamedFile
 
 # Names of the format: https://huggingface.co/docs/safetensors

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dstrain.model.lora import has_adapters
-from dstrain.train.runtime import Runtime
+from dstrain.runtime.runtime import Runtime
 
 WEIGHT = "weight"
 Piece = tuple[str, Tensor]  # (key, 1-D tensor), as a file holds it

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dstrain.base.store import Place, StorePath, place
 from dstrain.checkpoint.files import TORCH_DTYPES
 from dstrain.checkpoint.fragments import MOMENTS, WEIGHT, Fragment, overlap, parse_fragment_key, publish
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, checkpoints_of, committed
-from dstrain.checkpoint.store import Place, StorePath, place
 from dstrain.checkpoint.stored import DamagedError, StoredBlocks, has_blocks, stored_headers
 from dstrain.checkpoint.verify import check_completeness, check_file, check_size, describe_skipped, disk_headers
 from dstrain.errors import CheckpointError
-from dstrain.train.runtime import Runtime
+from dstrain.runtime.runtime import Runtime
 
 
 @dataclass(frozen=True)

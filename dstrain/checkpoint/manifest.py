@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import yaml
 
+from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.identity import GlobalBatches
-from dstrain.checkpoint.store import Place, StorePath
 from dstrain.errors import CheckpointError
 
 FORMAT = 4  # those before it had cursors: another law of the data

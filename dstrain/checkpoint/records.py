@@ -11,8 +11,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, run_of
-from dstrain.checkpoint.store import Place, StorePath
 
 RECORDS = "records.json"
 

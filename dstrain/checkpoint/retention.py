@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from dstrain.base.store import Place, StorePath, sizes_in
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
 from dstrain.checkpoint.records import Records
-from dstrain.checkpoint.store import Place, StorePath, sizes_in
 from dstrain.errors import CheckpointError
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.training import KeepBest

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
+from dstrain.base.store import Place
 from dstrain.checkpoint.manifest import run_of
-from dstrain.checkpoint.store import Place
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dstrain.checkpoint.store import Place
+from dstrain.base.store import Place
 
 Header = dict[str, dict[str, Any]]  # tensor name → dtype, shape, data_offsets
 BLOCK_BYTES = 1 << 20

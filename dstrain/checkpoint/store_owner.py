@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.manifest import checkpoints_of
-from dstrain.checkpoint.store import Place, StorePath
 from dstrain.errors import CheckpointError
 
 IN_STORE, IN_RUN = "owner.json", "store_owner.json"

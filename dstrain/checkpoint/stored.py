@@ -14,9 +14,9 @@ from typing import Any
 
 import xxhash
 
+from dstrain.base.store import StorePath
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.scan import Header, parsed_header
-from dstrain.checkpoint.store import StorePath
 from dstrain.errors import CheckpointError
 
 AHEAD = 8  # blocks that are fetched at once

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dstrain.checkpoint.durable import sync_folder, write_durably
+from dstrain.base.durable import sync_folder, write_durably
+from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.files import Written, write_safetensors
 from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name, step_of
 from dstrain.checkpoint.retention import discard
-from dstrain.checkpoint.store import Place, StorePath
 from dstrain.checkpoint.store_owner import require_owned
 from dstrain.errors import CheckpointError
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.data_change import changes
 from dstrain.checkpoint.identity import Identity, SourceContent, contents_of, stream_identity
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, step_of
 from dstrain.checkpoint.scan import Header, read_header, scan_file
-from dstrain.checkpoint.store import Place, StorePath
 from dstrain.checkpoint.stored import DamagedError, stored_headers
 from dstrain.errors import CheckpointError
 from dstrain.plan.timeline import make_timeline

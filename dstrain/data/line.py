@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import draws, permutation, stream_key
+from dstrain.base.counter_rng import draws, permutation, stream_key
 from dstrain.data.permutation import permute, unpermute
 
 BLOCK_DOCUMENTS = 128  # in a block, on average: so few documents are cut by its borders

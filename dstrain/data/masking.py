@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import Uint64Array, draws, stream_key
+from dstrain.base.counter_rng import Uint64Array, draws, stream_key
 
 NO_LABEL = -100  # what torch.nn.functional.cross_entropy ignores by default
 FIRST_REPLACEMENT = 1 << 32  # counter of the draw for a row's first masked token; counters below it choose the tokens

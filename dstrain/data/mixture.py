@@ -25,7 +25,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import draws, stream_key
+from dstrain.base.counter_rng import draws, stream_key
 
 Int64Array = NDArray[np.int64]
 

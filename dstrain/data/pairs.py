@@ -26,9 +26,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import draws, stream_key
+from dstrain.base.counter_rng import draws, stream_key
 from dstrain.data.masking import NO_LABEL
-from dstrain.data.pair_slots import SHORTEST_PAIR, pair_slots
+from dstrain.recipe.pair_slots import SHORTEST_PAIR, pair_slots
 
 SPECIALS = 3  # of a pair
 

@@ -8,7 +8,7 @@ average, whatever the length.
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import Uint64Array, draws
+from dstrain.base.counter_rng import Uint64Array, draws
 
 ROUNDS = 6
 

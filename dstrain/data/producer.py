@@ -13,13 +13,13 @@ from dstrain.data.lanes import SourceLanes
 from dstrain.data.layout import Layout, PhaseLayout, RowPlaces
 from dstrain.data.masking import Masker, Vocabulary
 from dstrain.data.packing import pack
-from dstrain.data.pair_slots import pair_slots
 from dstrain.data.pairs import Pairing
 from dstrain.data.rows import Records, StepBuffer, StepShape
 from dstrain.data.shards import Corpus, TokenIds
 from dstrain.data.spec import SourceSpec, StreamSpec
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import CorpusError
+from dstrain.recipe.pair_slots import pair_slots
 
 CACHED_TOKENS = 1 << 16  # made at a time: all arrays on the way then stay in the processor's cache
 LARGEST_SCRATCH_BYTES = 1 << 24

@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import draws, mix64, stream_key
+from dstrain.base.counter_rng import draws, mix64, stream_key
 
 ROW_NUMBER_ITEMS = 2  # an int64 takes two int32
 HEADER_ITEMS = 3

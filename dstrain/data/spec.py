@@ -1,14 +1,10 @@
 """What the rows of a run depend on, as plain data that can be sent to another process."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from dstrain.data.masking import Unit, Vocabulary
 from dstrain.data.pairs import PairObjective
-
-if TYPE_CHECKING:  # the data process has no use for pydantic
-    from dstrain.plan.timeline import Timeline
-    from dstrain.recipe.schema import MaskedLmRecipe
 
 DEFAULT_TEXT_FIELD = "text"
 
@@ -84,55 +80,6 @@ class StreamSpec:
     first_step: int = 0
     first_row: int = 0
 
-    @classmethod
-    def train(cls, recipe: "MaskedLmRecipe", timeline: "Timeline", origin: tuple[int, int] = (0, 0)) -> Self:
-        """The rows that a run trains on.
-
-        Args:
-            recipe: of the run.
-            timeline: its phases.
-            origin: the data step and the row with which the run went on with the data that it has now.
-        """
-        first_step = origin[0]
-        phases = []
-        for number, phase in enumerate(timeline.phases):
-            is_last = number == len(timeline.phases) - 1
-            if not is_last and phase.first_step + phase.steps <= first_step:
-                continue
-            begins = max(phase.first_step, first_step)
-            rates = phase.masking_rate
-            if begins > phase.first_step and phase.steps > 1:  # begun before: its masking goes on from there
-                passed = min((begins - phase.first_step) / (phase.steps - 1), 1.0)
-                rates = rates[0] + (rates[1] - rates[0]) * passed, rates[1]
-            steps = max(phase.first_step + phase.steps - begins, 1)
-            phases.append(
-                PhaseSpec(begins, steps, phase.global_batch_rows, phase.sequence_length, rates, phase.weights)
-            )
-        sources = tuple(SourceSpec(name, source.shards) for name, source in recipe.data.training_sources.items())
-        return cls(
-            sources=sources,
-            phases=tuple(phases),
-            lanes=timeline.lanes,
-            purpose="train",
-            first_step=first_step,
-            first_row=origin[1],
-            **_common(recipe),
-        )
-
-    @classmethod
-    def valid(cls, recipe: "MaskedLmRecipe", location: str, lanes: int) -> Self:
-        """The rows of an evaluation on held-out shards: by the recipe's own length and batch in every phase."""
-        data = recipe.data
-        rate, _ = data.masking.rates
-        phase = PhaseSpec(0, None, recipe.train.global_batch_rows, data.sequence_length, (rate, rate), (1.0,))
-        return cls(
-            sources=(SourceSpec("valid", location),),
-            phases=(phase,),
-            lanes=lanes,
-            purpose="valid",
-            **_common(recipe),
-        )
-
     def to_json(self) -> dict[str, Any]:
         """For the way into another process."""
         return asdict(self)
@@ -156,20 +103,3 @@ class StreamSpec:
                 "vocabulary": vocabulary,
             }
         )
-
-
-def _common(recipe: "MaskedLmRecipe") -> dict[str, Any]:
-    data = recipe.data
-    has_pairs = data.pairs.objective != "none"
-    return {
-        "seed": data.seed,
-        "tokenizer": recipe.tokenizer,
-        "shuffle_window": data.shuffle_window,
-        "masking_replace": data.masking.replace,
-        "masking_unit": data.masking.unit,
-        "text_field": data.text_field,
-        "on_bad_sample": data.on_bad_sample,
-        "max_bad_samples": data.max_bad_samples,
-        "pair_objective": data.pairs.objective if has_pairs else None,
-        "pair_tokens": data.pairs.tokens,
-    }

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 from dstrain.doctor.speeds import BENCH_PLAN
-from dstrain.rank import write_json
-from dstrain.train.peak import measured_flops
+from dstrain.rundir.attempt_files import write_json
+from dstrain.runtime.peak import measured_flops
 
 MOST_ROUNDS = 15
 TIMEOUT = timedelta(seconds=40)

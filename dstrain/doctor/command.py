@@ -21,27 +21,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dstrain.doctor.ask import Answer
-from dstrain.doctor.checks import Finding, Level
-from dstrain.doctor.lint import Durations, lint
-from dstrain.doctor.preflight import examine
+from dstrain.diagnose.verdict import explain, first_failure
 from dstrain.doctor.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, links
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
-from dstrain.launch import local, slurm
-from dstrain.launch.attempt import run_attempt
-from dstrain.launch.cluster import hosts_of, listed_hosts, make_cluster, stop_timeout_seconds, usable_nodes
-from dstrain.launch.command import Job
-from dstrain.launch.profile import Profile, load_profile, parse_nodes
-from dstrain.launch.progress import RunProgress
-from dstrain.launch.run_folder import attempt_folder
-from dstrain.launch.stops import Stops
-from dstrain.launch.submission import asked_of_slurm
-from dstrain.launch.timings import Timings
-from dstrain.launch.verdict import explain, first_failure
+from dstrain.observe.progress import RunProgress
 from dstrain.plan import batch_plan, recipe_checkpoint_bytes
-from dstrain.rank import write_json
+from dstrain.preflight.ask import Answer
+from dstrain.preflight.checks import Finding, Level
+from dstrain.preflight.lint import Durations, lint
+from dstrain.preflight.preflight import examine
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
+from dstrain.rundir.attempt_files import write_json
+from dstrain.rundir.run_folder import attempt_folder
+from dstrain.rundir.timings import Timings
+from dstrain.supervise import local
+from dstrain.supervise.attempt import run_attempt
+from dstrain.transport import slurm
+from dstrain.transport.cluster import hosts_of, listed_hosts, make_cluster, stop_timeout_seconds, usable_nodes
+from dstrain.transport.command import Job
+from dstrain.transport.profile import Profile, load_profile, parse_nodes
+from dstrain.transport.stops import Stops
+from dstrain.transport.submission import asked_of_slurm
 
 GEMM_SECONDS = 0.5
 MEASURING_SECONDS = 60.0  # then the ranks have not found each other, and are killed

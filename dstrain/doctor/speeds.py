@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Self
 
-from dstrain.doctor.checks import Finding
+from dstrain.preflight.checks import Finding
 
 BENCH = "dstrain.doctor.bench:run_rank"  # what ranks call that measure themselves
 BENCH_PLAN = "bench.json"  # what they are told

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 import dstrain.model.attention  # noqa: F401  (Transformers learns a name)
+from dstrain.architectures.keys import Model
+from dstrain.architectures.shape import dropout_keys
 from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
-from dstrain.model.shape import dropout_keys
 from dstrain.plan.attention import initial_attention
-from dstrain.recipe.model import Model
 
 # Special ids of the tokenizer that the model's config has to know: pad, and for RoBERTa the shift of its positions.
 SpecialIds = dict[str, int]

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dstrain.data.counter_rng import stream_key
+from dstrain.architectures.keys import Lora
+from dstrain.architectures.linears import is_target, lora_targets
+from dstrain.base.counter_rng import stream_key
 from dstrain.errors import UserError
 from dstrain.model.depth import depth_of_parameters, head_depth, within_layer
-from dstrain.model.linears import is_target, lora_targets
-from dstrain.recipe.model import Lora
 
 ADAPTER = "default"  # as peft calls the only one
 

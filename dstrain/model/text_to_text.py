@@ -17,14 +17,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from dstrain.architectures.keys import EncoderDecoderModel as EncoderDecoderSection
+from dstrain.architectures.keys import TextToTextModel
+from dstrain.architectures.shape import dropout_keys
 from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
-from dstrain.model.shape import dropout_keys
 from dstrain.plan.attention import initial_attention
 from dstrain.recipe.files import ENCODER_DECODER, origins
-from dstrain.recipe.model import EncoderDecoderModel as EncoderDecoderSection
-from dstrain.recipe.model import TextToTextModel
 from dstrain.recipe.schema import Decoding
 
 

@@ -1,6 +1,6 @@
 """Which implementation of attention a run computes with."""
 
-from dstrain.model.shape import MATMUL_ARCHITECTURES
+from dstrain.architectures.shape import MATMUL_ARCHITECTURES
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
 MATMUL_TOKENS = 1024  # longest rows of which all probabilities are kept without being asked for

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from dstrain.data.pair_slots import pair_slots
 from dstrain.errors import RecipeError
 from dstrain.plan.timeline import PhasePlan
+from dstrain.recipe.pair_slots import pair_slots
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 
 

@@ -15,8 +15,8 @@ the layers forward once more.
 
 from dataclasses import dataclass
 
-from dstrain.model.pair_shape import PairShape
-from dstrain.model.shape import AnyShape, ModelShape, layer_parameters, lora_parameters
+from dstrain.architectures.pair_shape import PairShape
+from dstrain.architectures.shape import AnyShape, ModelShape, layer_parameters, lora_parameters
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.plan.timeline import PhasePlan, in_phase

@@ -36,8 +36,8 @@ a time.
 
 from dataclasses import dataclass, fields
 
-from dstrain.model.pair_shape import PairShape
-from dstrain.model.shape import AnyShape, ModelShape, frozen_parameters, model_shape, parameters_of
+from dstrain.architectures.pair_shape import PairShape
+from dstrain.architectures.shape import AnyShape, ModelShape, frozen_parameters, model_shape, parameters_of
 from dstrain.plan.attention import attention_of
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS

@@ -10,7 +10,7 @@ Measured against what autograd keeps it is right within a quarter: kernels diffe
 
 from dataclasses import dataclass
 
-from dstrain.model.pair_shape import PairShape
+from dstrain.architectures.pair_shape import PairShape
 from dstrain.recipe.schema import SequenceToSequenceRecipe
 
 

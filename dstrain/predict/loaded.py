@@ -106,7 +106,7 @@ def load(folder: Path) -> Loaded:
             raise UserError(f"{folder} holds {' or '.join(names) or 'a model'} without a classification head; {remedy}")
         auto = HEADS[task][1]
         if (folder / GRAPH).is_file():
-            from dstrain.serve.onnx import OnnxModel
+            from dstrain.predict.onnx import OnnxModel
 
             model: Any = OnnxModel(folder)
         else:

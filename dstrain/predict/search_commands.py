@@ -4,7 +4,7 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from dstrain.checkpoint.durable import write_durably
+from dstrain.base.durable import write_durably
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.predict.command import predict_file
 from dstrain.predict.loaded import transformers_folder

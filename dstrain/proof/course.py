@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder, committed
-from dstrain.launch.run_folder import attempt_folder, newest_checkpoint_step
 from dstrain.plan import corpus_tokens, make_timeline
 from dstrain.proof.fault_entry import ENTRY, Order, Orders
 from dstrain.proof.memory_group import MemoryGroup
 from dstrain.proof.trial import Trial, TrialError
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.rundir.run_folder import attempt_folder, newest_checkpoint_step
 
 POLL_SECONDS = 0.01
 

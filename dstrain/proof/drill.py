@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from dstrain.launch.local import devices
 from dstrain.plan import batch_plan
 from dstrain.plan.batch import most_ranks
 from dstrain.proof.account import account
 from dstrain.proof.course import Course
-from dstrain.proof.distance import run_distance
 from dstrain.proof.faults import CATALOGUE, KILLED, NAMES, Fault, can_mount
 from dstrain.proof.linked_corpus import on_linked_corpora
 from dstrain.proof.memory_group import MemoryGroup
+from dstrain.proof.run_distance import run_distance
 from dstrain.proof.trial import Trial, TrialError, trial_recipe
 from dstrain.proof.verify_resume import TOLERANCES, empty_folder, topology, value_objections
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.supervise.local import devices
 
 STEPS_OF_A_FAULT = 16
 SHORTEST_STEP_SECONDS = 0.05
@@ -267,7 +267,7 @@ def _in_words(verdict: dict[str, Any] | None, exit_code: int | None) -> str:
 
 
 def _signal_words(exit_code: int | None) -> str:
-    from dstrain.launch.verdict import signal_name
+    from dstrain.diagnose.verdict import signal_name
 
     if exit_code is None or exit_code >= 0:
         return f"exit code {exit_code}"

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from dstrain.rank import write_json
+from dstrain.rundir.attempt_files import write_json
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno

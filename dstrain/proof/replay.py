@@ -28,10 +28,10 @@ from dstrain.proof.history import LoggedStep, StepHistory, logged_step, run_reci
 from dstrain.proof.trace import NonFinite, Trace
 from dstrain.recipe.schema import Recipe
 from dstrain.report.runs import read_metrics
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import RowDocument, StepBatch, Task, seeded_micro_batches
 from dstrain.train.alone import alone
 from dstrain.train.best import plateaued
-from dstrain.train.runtime import Runtime
 from dstrain.train.state import restore_state
 
 Say = Callable[[str], None]

@@ -14,11 +14,12 @@ from dstrain.data.shards import Corpus
 from dstrain.data.spec import StreamSpec
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import UserError
-from dstrain.launch.prepare import open_sources
+from dstrain.plan.streams import training_stream
 from dstrain.plan.timeline import Timeline, make_timeline
 from dstrain.proof.data_steps import RunBatches
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.rundir.prepare import open_sources
 
 
 class OtherDataError(UserError):
@@ -53,7 +54,7 @@ class TrainingData:
         timeline = make_timeline(recipe, {name: corpus.total_tokens for name, corpus in corpora.items()})
         assert timeline is not None, "all sizes are known"
         identity = stream_identity(recipe, timeline, corpora, tokenizer.digest)
-        spec = StreamSpec.train(recipe, timeline, origin)
+        spec = training_stream(recipe, timeline, origin)
         lanes = tuple(SourceLanes(corpus, spec) for corpus in corpora.values())
         return cls(recipe, tokenizer, timeline, identity, spec, Layout(spec), lanes)
 
@@ -81,7 +82,7 @@ class TrainingData:
 
     def begun_at(self, origin: tuple[int, int]) -> Self:
         """The same data for a run that went on with it at a data step and a row."""
-        spec = StreamSpec.train(self.recipe, self.timeline, origin)
+        spec = training_stream(self.recipe, self.timeline, origin)
         return replace(self, spec=spec, layout=Layout(spec))
 
     @classmethod

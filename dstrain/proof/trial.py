@@ -14,13 +14,13 @@ from typing import TypeVar
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder
 from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.errors import UserError
-from dstrain.launch.local import devices
-from dstrain.launch.run_folder import attempt_folder, next_attempt
 from dstrain.plan.schedule import warmup_steps
 from dstrain.recipe.phases import Phase
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.recipe.training import PhaseSchedule, Schedule
+from dstrain.rundir.run_folder import attempt_folder, next_attempt
+from dstrain.supervise.local import devices
 
 POLL_SECONDS = 0.002  # steps of tiny models take hardly longer
 LOG_LINES_SHOWN = 12

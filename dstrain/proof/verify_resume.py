@@ -17,15 +17,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dstrain.checkpoint.distance import Distance
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, UserError
-from dstrain.launch.local import devices
 from dstrain.plan import batch_plan
 from dstrain.plan.batch import most_ranks
-from dstrain.proof.distance import Distance, RunDistance, run_distance
 from dstrain.proof.fault_entry import ENTRY, Orders
+from dstrain.proof.run_distance import RunDistance, run_distance
 from dstrain.proof.trial import Trial, TrialError, dropout_rates, trial_recipe
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
+from dstrain.supervise.local import devices
 
 _SHORTEST_STEP_SECONDS = 0.25  # of a run that is stopped more than once: tiny models would be through before
 Say = Callable[[str], None]

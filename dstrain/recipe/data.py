@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from dstrain.recipe.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from dstrain.base.section import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
 
 RowRange = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$")]
 FileFormat = Literal["csv", "tsv", "json", "jsonl", "parquet", "text", "conll"]

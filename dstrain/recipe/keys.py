@@ -6,7 +6,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from dstrain.recipe.fields import Section
+from dstrain.base.section import Section
 from dstrain.recipe.schema import (
     ClassificationRecipe,
     CommonRecipe,

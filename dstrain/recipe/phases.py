@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dstrain.base.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from dstrain.recipe.data import MaskingRamp, MaskingRate, SourceName
-from dstrain.recipe.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from dstrain.recipe.training import PhaseSchedule
 
 

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from dstrain.data.pair_slots import SHORTEST_PAIR
-from dstrain.model.linears import is_target, linear_names
-from dstrain.model.shape import MATMUL_ARCHITECTURES
+from dstrain.architectures.linears import is_target, linear_names
+from dstrain.architectures.shape import MATMUL_ARCHITECTURES
 from dstrain.recipe.metrics import not_measured
+from dstrain.recipe.pair_slots import SHORTEST_PAIR
 
 Verdict = str | None
 _RULES: list[tuple[tuple[str, ...], Callable[..., Verdict]]] = []

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dstrain.architectures.keys import Model, ModelKeys, TextToTextModel
+from dstrain.base.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dstrain.recipe.data import (
     ClassificationData,
     MaskedLmData,
@@ -15,8 +17,6 @@ from dstrain.recipe.data import (
     SequenceToSequenceData,
     TokenClassificationData,
 )
-from dstrain.recipe.fields import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
-from dstrain.recipe.model import Model, ModelKeys, TextToTextModel
 from dstrain.recipe.phases import Phase
 from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Optimizer, Schedule, Train
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dstrain.recipe.fields import NonNegativeInt, PositiveInt, Section
+from dstrain.base.section import NonNegativeInt, PositiveInt, Section
 from dstrain.recipe.messages import given, nearest, unknown_key, wrong_value
 from dstrain.recipe.metrics import Metric, not_measured
 from dstrain.recipe.source import Node, Place, Problem

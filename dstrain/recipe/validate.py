@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from dstrain.recipe.fields import Section
+from dstrain.base.section import Section
 from dstrain.recipe.files import absolute, file_problems, is_path
 from dstrain.recipe.keys import (
     RECIPES,

@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from dstrain.architectures.pair_shape import PairShape
+from dstrain.architectures.shape import model_shape
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
+from dstrain.diagnose.verdict import RankFailure
 from dstrain.errors import UserError
-from dstrain.launch.verdict import RankFailure
-from dstrain.model.pair_shape import PairShape
-from dstrain.model.shape import model_shape
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from dstrain.checkpoint.commands import export_command as export_checkpoint
+from dstrain.convert.commands import export_command as export_checkpoint
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.predict.loaded import GRAPH, transformers_folder
 from dstrain.predict.predictors import load_predictor
@@ -21,8 +21,8 @@ def export_command(args: Namespace) -> int:
         if plain:
             raise UserError(f"{given} is a Transformers folder already; --onnx makes ONNX of it")
         return export_checkpoint(args)
+    from dstrain.predict.onnx import export_onnx
     from dstrain.serve.agreement import agreement, inputs_of
-    from dstrain.serve.onnx import export_onnx
 
     out = Path(args.out) if args.out is not None else given.with_name(f"{given.name}-onnx") if plain else given / "onnx"
     folder = transformers_folder(given)

@@ -6,10 +6,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from dstrain.errors import EXIT_DONE, UserError
-from dstrain.launch import slurm
-from dstrain.launch.cluster import working_folder
-from dstrain.launch.profile import Profile, load_profile
-from dstrain.launch.submission import asked_of_slurm
+from dstrain.transport import slurm
+from dstrain.transport.cluster import working_folder
+from dstrain.transport.profile import Profile, load_profile
+from dstrain.transport.submission import asked_of_slurm
 
 SCRIPT, LOG = "sweep.sbatch", "slurm-%a.log"
 LEAD_SECONDS = 120  # before the time limit: the worker's run saves and stops

@@ -16,12 +16,12 @@ import optuna
 from optuna.trial import TrialState
 
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, RecipeError, UserError
-from dstrain.launch.local import devices
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.recipe.sweep import Sweep, assignments, keys_of, values_to_try
 from dstrain.report.runs import spreads, summarize_run
 from dstrain.report.text import spread_text
+from dstrain.supervise.local import devices
 from dstrain.sweep.array import submit_array
 from dstrain.sweep.repeat import fixed_split, repeats, report_repeats
 from dstrain.sweep.study import by_values, finished, open_study, planned_trials, trial_folder

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dstrain.data.counter_rng import permutation, stream_key
+from dstrain.base.counter_rng import permutation, stream_key
 
 
 def epoch_order(seed: int, epoch: int, lengths: Sequence[int], batch_rows: int, groups: int) -> NDArray[np.int64]:

@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
+from dstrain.architectures.shape import shape_of_config
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.model.lora import base_identity
-from dstrain.model.shape import shape_of_config
 from dstrain.plan import batch_plan, step_flops
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.schema import ExampleRecipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.batching import padded
 from dstrain.tasks.epochs import epoch_order
 from dstrain.tasks.splits import SplitReader, Splits
 from dstrain.tasks.task import Inputs, MicroBatch, RowDocument, StepBatch, Task, TaskTotals
-from dstrain.train.runtime import Runtime
 
 Answer = NDArray[np.float64]
 LONGEST_SHOWN = 1000  # characters of a text in reports

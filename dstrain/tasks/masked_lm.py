@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
+from dstrain.architectures.shape import model_shape
 from dstrain.checkpoint.identity import stream_identity
 from dstrain.data.layout import Layout
 from dstrain.data.row_documents import RowDocuments
@@ -26,13 +27,13 @@ from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model, encode_packed, predict_tokens
 from dstrain.model.lora import base_identity
 from dstrain.model.rope import RotaryKeys
-from dstrain.model.shape import model_shape
 from dstrain.model.sparse import IGNORED, SparseMaskedLm
 from dstrain.plan import BatchPlan, batch_plan, step_flops
+from dstrain.plan.streams import training_stream, validation_stream
 from dstrain.plan.timeline import PhasePlan, Timeline, make_timeline
 from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import MicroBatch, RowDocument, StepBatch, Task, TaskTotals, perplexity
-from dstrain.train.runtime import Runtime
 
 LABELS = ("labels", "pair_labels")  # what `IGNORED` makes a row of that counts for nothing
 
@@ -80,11 +81,11 @@ class MaskedLm(Task):
     @cache  # noqa: B019  (there is one task in a process, and it stays)
     def _layout(self, origin: tuple[int, int]) -> Layout:
         """Of the rows since `origin`."""
-        return Layout(StreamSpec.train(self._recipe, self.totals.timeline, origin))
+        return Layout(training_stream(self._recipe, self.totals.timeline, origin))
 
     def spec(self) -> StreamSpec:
         """What the rows of training depend on."""
-        return StreamSpec.train(self._recipe, self.totals.timeline, self.origin)
+        return training_stream(self._recipe, self.totals.timeline, self.origin)
 
     @contextmanager
     def rank_steps(self, rank: int, world_size: int, data_step: int) -> Iterator[Iterator[StepBatch]]:
@@ -235,7 +236,7 @@ def _valid_sets(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[st
     for name, location in locations.items():
         if location is not None:
             tokens = _open(recipe, location, tokenizer).total_tokens
-            sets[name] = _ValidSet(StreamSpec.valid(recipe, location, recipe.lanes), _valid_batches(recipe, tokens))
+            sets[name] = _ValidSet(validation_stream(recipe, location, recipe.lanes), _valid_batches(recipe, tokens))
     return sets
 
 

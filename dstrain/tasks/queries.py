@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dstrain.data.counter_rng import permutation, stream_key
+from dstrain.base.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
 from dstrain.recipe.data import RetrievalData
 from dstrain.tasks.records import Reading, Record, half_character, records_of

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from dstrain.model.encoder import build_model
 from dstrain.model.pooling import AutoEncoder, pooled
 from dstrain.recipe.schema import RetrievalRecipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.batching import Ids, encoded, padded
 from dstrain.tasks.contrastive import contrast, negatives_of
 from dstrain.tasks.example_task import Answer, ExampleTask, Head, Row
@@ -29,7 +30,6 @@ from dstrain.tasks.queries import Judgements, Query, read_queries
 from dstrain.tasks.rank_scores import DEEP, judged_ranking, list_losses, mean_scores, ranking_scores
 from dstrain.tasks.splits import SplitReader, Splits
 from dstrain.tasks.task import Inputs, StepBatch, seeded_micro_batches
-from dstrain.train.runtime import Runtime
 
 POOLING = Path("1_Pooling") / "config.json"  # as sentence-transformers names it
 QUERIES_AT_ONCE = 256  # whose similarities to all documents are in memory

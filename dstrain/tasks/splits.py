@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from dstrain.data.counter_rng import permutation, stream_key
+from dstrain.base.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
 from dstrain.recipe.data import ExampleData
 from dstrain.recipe.messages import nearest

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dstrain.data.counter_rng import stream_key
+from dstrain.base.counter_rng import stream_key
 from dstrain.plan.timeline import PhasePlan, Timeline
 from dstrain.recipe.schema import Recipe
-from dstrain.train.runtime import Runtime
+from dstrain.runtime.runtime import Runtime
 
 Inputs = dict[str, Tensor]
 LARGEST_LOSS = 80.0  # of which a perplexity is told

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import Task
 from dstrain.train.main import build_task, prepare
-from dstrain.train.runtime import Runtime
 
 
 @contextmanager

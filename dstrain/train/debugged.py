@@ -30,15 +30,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
+from dstrain.architectures.shape import frozen_parameters, model_shape, parameters_of
 from dstrain.checkpoint.fragments import resident_fragments
-from dstrain.launch.debug_text import ORDERS, REPORT
-from dstrain.model.shape import frozen_parameters, model_shape, parameters_of
+from dstrain.observe.debug_text import ORDERS, REPORT
 from dstrain.plan import activation_bytes, batch_plan, corpus_tokens, in_phase, make_timeline, rank_memory
-from dstrain.rank import write_json
 from dstrain.recipe.schema import Recipe
+from dstrain.rundir.attempt_files import write_json
+from dstrain.runtime.runtime import Runtime
 from dstrain.train import main
 from dstrain.train.reporting import Reporter
-from dstrain.train.runtime import Runtime
 
 MOST_OPERATORS = 10
 _DEEPEST = 3  # of the names of modules that are shown, in parts; layers are further down

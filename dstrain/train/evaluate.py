@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dstrain.checkpoint.commands import chosen_checkpoint
+from dstrain.base.store import Place, place
+from dstrain.checkpoint.choose import choose_checkpoint
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import run_of, step_of
-from dstrain.checkpoint.store import Place, place
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
@@ -22,7 +22,7 @@ from dstrain.train.state import restore_state
 def eval_command(args: Namespace) -> int:
     """`dstrain eval RUN|CKPT [key=value …] [--step N] [--split valid|test] [--json]`."""
     path = place(args.path)
-    checkpoint, remarks = chosen_checkpoint(path, args.step)
+    checkpoint, remarks = choose_checkpoint(path, args.step)
     for line in remarks:
         print(line, file=sys.stderr)
     run = run_of(checkpoint) if checkpoint == path else path

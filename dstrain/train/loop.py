@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dstrain.checkpoint.durable import write_durably
+from dstrain.base.durable import write_durably
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import checkpoints_of, folder_name
 from dstrain.data.rows import digest_hex
@@ -26,11 +26,11 @@ from dstrain.plan.timeline import PhasePlan
 from dstrain.recipe.data import row_range
 from dstrain.recipe.difference import Difference
 from dstrain.recipe.schema import Recipe
+from dstrain.runtime.peak import peak_flops
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import StepBatch, Task, perplexity, seeded_micro_batches
 from dstrain.train.best import chosen, gave_up, plateaued
-from dstrain.train.peak import peak_flops
 from dstrain.train.reporting import Reporter, peak_memory_mb
-from dstrain.train.runtime import Runtime
 from dstrain.train.saving import Saving
 from dstrain.train.state import TrainState, restore_state, resume_state
 

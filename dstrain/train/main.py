@@ -9,11 +9,11 @@ from dstrain.plan.engine import clips_itself
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
 from dstrain.report.page import write_report
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import Task, task_class
 from dstrain.train.loop import Loop, Outcome, StopRequest
 from dstrain.train.optim import build_optimizer, freeze
 from dstrain.train.reporting import Reporter
-from dstrain.train.runtime import Runtime
 from dstrain.train.unfreezing import hold_back, unfreeze_every_steps
 
 

@@ -15,11 +15,11 @@ from typing import Any, Self
 import torch
 
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, LedgerWriter, end_of_last_line
-from dstrain.launch.goodput import seconds_before
-from dstrain.launch.pulse import Heart
-from dstrain.launch.wall_time import WallTime, started_unix
 from dstrain.recipe.schema import Recipe
-from dstrain.train.runtime import Runtime
+from dstrain.rundir.goodput import seconds_before
+from dstrain.rundir.pulse import Heart
+from dstrain.rundir.wall_time import WallTime, started_unix
+from dstrain.runtime.runtime import Runtime
 
 STATUS_EVERY_SECONDS = 0.3
 METRICS_NAME = "metrics.jsonl"
@@ -150,7 +150,7 @@ class Reporter:
             print(time.strftime("%H:%M:%S"), message, flush=True)
 
     def _account(self) -> dict[str, Any]:
-        """Where the time of this attempt went so far, see `dstrain.launch.wall_time`."""
+        """Where the time of this attempt went so far, see `dstrain.rundir.wall_time`."""
         seconds = self._wall_time.seconds()
         return {
             "time_unix": time.time(),

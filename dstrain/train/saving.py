@@ -25,9 +25,9 @@ from dstrain.checkpoint.commit import Committed, commit, conclude
 from dstrain.checkpoint.host_buffers import HostBuffers
 from dstrain.checkpoint.retention import Retention
 from dstrain.errors import CheckpointError
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import Task
 from dstrain.train.reporting import Reporter
-from dstrain.train.runtime import Runtime
 from dstrain.train.state import Snapshot, TrainState, take_snapshot
 
 RETRY_AFTER_SECONDS = 5.0

@@ -22,8 +22,8 @@ from dstrain.checkpoint.stored import DamagedError
 from dstrain.checkpoint.verify import describe_skipped
 from dstrain.errors import CheckpointError
 from dstrain.plan.schedule import learning_rate
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import StepBatch, Task
-from dstrain.train.runtime import Runtime
 
 
 @dataclass(frozen=True)

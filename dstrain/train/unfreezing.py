@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dstrain.recipe.schema import Recipe
-from dstrain.train.runtime import Runtime
+from dstrain.runtime.runtime import Runtime
 
 
 def unfreeze_every_steps(recipe: Recipe, total_steps: int) -> int:

@@ -16,11 +16,11 @@ from dstrain.data.rows import digest_hex
 from dstrain.plan import engine
 from dstrain.plan.schedule import learning_rate
 from dstrain.recipe.schema import Recipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import StepBatch, Task
 from dstrain.train import saving
 from dstrain.train.main import build_task, prepare
 from dstrain.train.reporting import Reporter
-from dstrain.train.runtime import Runtime
 from dstrain.train.saving import Saving
 from dstrain.train.state import TrainState, resume_state
 

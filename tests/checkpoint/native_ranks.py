@@ -94,7 +94,7 @@ def train_natively(rank: int, world_size: int, folder: Path, config: dict[str, A
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    from dstrain.train.runtime import _spare_deepspeed
+    from dstrain.runtime.runtime import _spare_deepspeed
 
     _spare_deepspeed()
     if not torch.distributed.is_initialized():

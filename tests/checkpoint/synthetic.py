@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dstrain.checkpoint.durable import write_durably
+from dstrain.base.durable import write_durably
 from dstrain.checkpoint.files import write_safetensors
 from dstrain.checkpoint.fragments import fragment_key, share
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, checkpoint_folder

@@ -23,15 +23,22 @@ from transformers import (
     pipeline,
 )
 
-from dstrain.checkpoint import export
-from dstrain.checkpoint.durable import write_durably
+from dstrain.architectures.keys import (
+    BertConfig,
+    BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
+from dstrain.base.durable import write_durably
 from dstrain.checkpoint.files import write_safetensors
 from dstrain.checkpoint.fragments import fragment_key, saved_tensors, share
 from dstrain.checkpoint.load import Pieces
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, checkpoint_folder, committed
 from dstrain.cli import main
+from dstrain.convert import export
 from dstrain.errors import CheckpointError
-from dstrain.recipe.model import BertConfig, BertModel, ModernBertConfig, ModernBertModel, RobertaConfig, RobertaModel
 from dstrain.recipe.schema import ClassificationRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.train.state import model_config
@@ -197,7 +204,7 @@ def test_a_model_bigger_than_a_shard_is_exported_in_several(
 ) -> None:
     run = str(runs[0] / "bert")
     assert main(["ckpt", "export", run, "--out", str(tmp_path / "whole")]) == 0
-    monkeypatch.setattr("dstrain.checkpoint.export.SHARD_BYTES", 40_000)
+    monkeypatch.setattr("dstrain.convert.export.SHARD_BYTES", 40_000)
     assert main(["ckpt", "export", run, "--out", str(tmp_path / "shards")]) == 0
     index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())["weight_map"]
     shards = {name: load_file(tmp_path / "shards" / name) for name in set(index.values())}
@@ -236,7 +243,7 @@ def test_refused_without_harm(
     )
     assert main(["ckpt", "export", run, "--out", str(taken / "mine" / "model")]) == 2
     assert "Not a directory" in capsys.readouterr().err
-    monkeypatch.setattr("dstrain.checkpoint.export.LARGEST_DIFFERENCE", 0.0)
+    monkeypatch.setattr("dstrain.convert.export.LARGEST_DIFFERENCE", 0.0)
     assert main(["ckpt", "export", run, "--out", str(tmp_path / "model")]) == 2
     assert "a logit of the exported model differs from the trained model's by" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

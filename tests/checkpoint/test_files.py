@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dstrain.checkpoint.durable import write_durably
+from dstrain.base.durable import write_durably
 from dstrain.checkpoint.files import write_safetensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.uint8]

@@ -13,11 +13,11 @@ import torch
 from checkpoint_ranks import job
 from ranks import run_ranks
 
+from dstrain.architectures.keys import BertConfig, BertModel
 from dstrain.checkpoint.load import choose
 from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, _written, committed, step_of
 from dstrain.checkpoint.verify import verify
 from dstrain.errors import CheckpointError
-from dstrain.recipe.model import BertConfig, BertModel
 from dstrain.recipe.schema import Recipe
 
 pytestmark = pytest.mark.ranks

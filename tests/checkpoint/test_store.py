@@ -18,21 +18,22 @@ from ranks import run_ranks
 from s3_server import BUCKET, Way, environment, put, refusal, s3_server, use
 from synthetic import synthetic_manifest
 
-from dstrain.checkpoint import files, store
+from dstrain.base import store
+from dstrain.base.store import StoreError, StorePath
+from dstrain.checkpoint import files
 from dstrain.checkpoint.commit import explain_os_error
 from dstrain.checkpoint.fragments import parse_fragment_key
 from dstrain.checkpoint.load import Pieces
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed
-from dstrain.checkpoint.store import StoreError, StorePath
 from dstrain.checkpoint.store_owner import claim, owned_store, release
 from dstrain.checkpoint.stored import DamagedError, stored_header
 from dstrain.checkpoint.targets import StoreTarget
 from dstrain.checkpoint.verify import verify
 from dstrain.cli import main
 from dstrain.errors import CheckpointError
-from dstrain.launch.prepare import write_recipe
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.rundir.prepare import write_recipe
 
 STATES = ("weight", "exp_avg", "exp_avg_sq")
 ELEMENTS = 1_500_000  # of each state: 18 MB in all, several parts and several blocks
@@ -404,7 +405,7 @@ def test_after_a_crash_the_same_folder_goes_on_and_others_are_let_in_by_hand(
     here: StorePath, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_recipe: Callable[..., Recipe]
 ) -> None:
     runs = [stored_run(tmp_path / name, here) for name in ("one", "two")]
-    program = "import sys; from dstrain.checkpoint.store_owner import claim; from dstrain.checkpoint.store import place"
+    program = "import sys; from dstrain.checkpoint.store_owner import claim; from dstrain.base.store import place"
     program += "; from pathlib import Path; claim(place(sys.argv[1]), Path(sys.argv[2]))"
     program += "; import os; os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", program, str(here), str(runs[0])], check=False).returncode == -9

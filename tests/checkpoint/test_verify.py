@@ -17,9 +17,9 @@ from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, OtherFormatE
 from dstrain.checkpoint.retention import Retention, prune
 from dstrain.checkpoint.verify import check_recipe_of, newest_sound, verify
 from dstrain.errors import CheckpointError
-from dstrain.launch.prepare import identity_of
 from dstrain.recipe.data import MaskedLmData
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.rundir.prepare import identity_of
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster_run import DSTRAIN, HANG_SECONDS, SECRET, STEPS, Project, wait_until
 from slurm_lab import SlurmLab
 
-from dstrain.launch.run_record import RunRecord
+from dstrain.observe.run_record import RunRecord
 
 PROFILE = """\
 transport: slurm
@@ -29,8 +29,8 @@ exec {python} -c '
 import os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
-from dstrain.launch.run_record import RunRecord, close_record
-from dstrain.rank import write_json
+from dstrain.observe.run_record import RunRecord, close_record
+from dstrain.rundir.attempt_files import write_json
 run_dir = Path(sys.argv[1])
 def stop(*signal_and_frame):
     write_json(run_dir / "checkpoints/step-0000000007/manifest.json", {{}})
@@ -81,7 +81,7 @@ def wait_for_state(lab: SlurmLab, project: Project, job: str, wanted: str, secon
 def check_environment(lab: SlurmLab, project: Project) -> None:
     """What runs on the job's first node has of the submitting shell what the profile names, on no command line."""
     rank = project.of_attempt(1, "ranks/rank-00000.json")["pid"]
-    (supervisor,) = lab.on("node1", ["pgrep", "-f", "dstrain.launch.batch --run-dir"]).stdout.split()
+    (supervisor,) = lab.on("node1", ["pgrep", "-f", "dstrain.supervise.batch --run-dir"]).stdout.split()
     for pid in (rank, supervisor):
         variables = lab.on("node1", ["cat", f"/proc/{pid}/environ"]).stdout.split("\0")
         assert f"SOME_API_KEY={SECRET}" in variables

@@ -134,7 +134,7 @@ def test_a_killed_agent_is_a_failure_and_a_stop_ends_what_this_run_has_started_a
         ssh_lab.entering("node1", ["python3", "-c", "import time; time.sleep(300)", "-m", "dstrain.rank"]),
         env={**os.environ, "DSTRAIN_ATTEMPT": str(tmp_path / "another/attempts/0001")},
     )
-    (agent,) = processes(ssh_lab, "node2", "-m dstrain.launch.agent")
+    (agent,) = processes(ssh_lab, "node2", "-m dstrain.agent.agent")
     ssh_lab.on("node2", ["kill", "-9", str(agent)])
     lines = project.ledger_lines()
     launch.wait_for_step(2, 1)

@@ -12,9 +12,9 @@ import pytest
 from slurm_lab import SlurmLab
 from ssh_lab import SshLab
 
-from dstrain.launch.attempt import attempt_plan, channels
-from dstrain.launch.command import Cluster, Job
-from dstrain.launch.node_script import NodeSettings, node_script
+from dstrain.supervise.attempt import attempt_plan, channels
+from dstrain.transport.command import Cluster, Job
+from dstrain.transport.node_script import NodeSettings, node_script
 
 LAUNCH_TESTS = Path(__file__).parents[1] / "launch"
 # Of torchrun, for each launch: the store's port and the launch's name.

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstrain.data.counter_rng import draws, permutation, stream_key
+from dstrain.base.counter_rng import draws, permutation, stream_key
 
 
 def test_is_splitmix64() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dstrain.data.counter_rng import stream_key
+from dstrain.base.counter_rng import stream_key
 from dstrain.data.line import Line, Window, default_block_tokens
 from dstrain.data.permutation import permute, unpermute
 

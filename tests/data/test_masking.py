@@ -179,7 +179,7 @@ def test_spans_are_as_long_as_spanberts() -> None:
     """Words between the beginnings of two neighbouring spans, over rows of words of one piece: geometric."""
     masker = Masker(VOCABULARY, 512, 77, BERT, 0, "train", "span", CONTINUING)
     ids = np.random.default_rng(1).integers(5, 600, (400, 512), dtype=np.int32)
-    from dstrain.data.counter_rng import draws, stream_key
+    from dstrain.base.counter_rng import draws, stream_key
 
     starts = masker._unit_starts(ids, draws(stream_key(0, "x"), np.arange(400, dtype=np.uint64))[:, None])
     lengths = np.concatenate([np.diff(np.unique(row)) for row in starts])

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from dstrain.data.masking import NO_LABEL
 from dstrain.data.packing import pack
-from dstrain.data.pair_slots import SHORTEST_PAIR, pair_slots
 from dstrain.data.pairs import Pairing, PairObjective, token_types
 from dstrain.data.spec import StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.data.writer import write_text_shards
+from dstrain.recipe.pair_slots import SHORTEST_PAIR, pair_slots
 
 CLS, SEP, FIRST_ID = 2, 3, 5
 OBJECTIVES: tuple[PairObjective, ...] = ("next_sentence", "sentence_order")

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstrain.data.shards import Corpus
-from dstrain.doctor.ask import Answer
-from dstrain.doctor.checks import CHECKS, Finding, Nodes, Wanted, judge
-from dstrain.doctor.preflight import check_launch, room_needed
-from dstrain.doctor.probe import Facts, Questions, facts, heard, said
 from dstrain.errors import UserError
-from dstrain.launch.command import Job
+from dstrain.preflight.ask import Answer
+from dstrain.preflight.checks import CHECKS, Finding, Nodes, Wanted, judge
+from dstrain.preflight.preflight import check_launch, room_needed
+from dstrain.preflight.probe import Facts, Questions, facts, heard, said
 from dstrain.recipe.schema import Recipe
+from dstrain.transport.command import Job
 
 SOUND = Facts(
     host="node1",
@@ -216,7 +216,7 @@ def test_the_probes_answer_is_a_line_among_others_and_takes_no_torch(tmp_path: P
     asked = ("/", "/nowhere", str(tmp_path / "unmounted"), str(tmp_path / "token"))
     questions = Questions(str(tmp_path), str(tmp_path / "token"), asked, (("corpus", "text"),), "localhost")
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "dstrain.doctor.probe", questions.as_word(), "3"],
+        [sys.executable, "-X", "importtime", "-m", "dstrain.preflight.probe", questions.as_word(), "3"],
         capture_output=True,
         text=True,
         check=True,

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from dstrain.doctor.bench import rounds
 from dstrain.doctor.command import measure
-from dstrain.doctor.lint import Durations, lint
 from dstrain.doctor.speeds import RankSpeed, judge_speeds, links
-from dstrain.launch.command import Job
-from dstrain.launch.profile import Profile, Slurm
+from dstrain.preflight.lint import Durations, lint
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.transport.command import Job
+from dstrain.transport.profile import Profile, Slurm
 
 MEASURED = Durations(2.0, 40.0, are_measured=True)
 

@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dstrain.errors import UserError
-from dstrain.launch.command import Cluster, Job
-from dstrain.launch.node_script import NodeSettings
-from dstrain.launch.progress import RunProgress
-from dstrain.launch.pulse import Heart
-from dstrain.launch.run_folder import exclusive
-from dstrain.launch.supervise import supervise
-from dstrain.rank import write_json
+from dstrain.observe.progress import RunProgress
+from dstrain.rundir.attempt_files import write_json
+from dstrain.rundir.pulse import Heart
+from dstrain.rundir.run_folder import exclusive
+from dstrain.supervise.supervise import supervise
+from dstrain.transport.command import Cluster, Job
+from dstrain.transport.node_script import NodeSettings
 
 
 def run_rank(run_dir: Path, attempt: int) -> str:

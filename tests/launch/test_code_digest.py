@@ -1,7 +1,7 @@
 import subprocess
 from pathlib import Path
 
-from dstrain.launch.code_digest import code_digest, code_version
+from dstrain.base.code_digest import code_digest, code_version
 
 WHO = ("-c", "user.name=a", "-c", "user.email=a@example.org")
 

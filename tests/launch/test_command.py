@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from dstrain.launch.command import Job, command, record, redacted, with_users_choice
+from dstrain.transport.command import Job, command, record, redacted, with_users_choice
 
 
 def test_secrets_never_reach_the_record() -> None:
@@ -51,7 +51,7 @@ def test_several_ranks_are_started_by_the_elastic_agent() -> None:
 export DSTRAIN_ATTEMPT=/runs/a/attempts/0012
 export GLOO_SOCKET_IFNAME=lo
 export OMP_NUM_THREADS=2
-/bin/python -u -m dstrain.launch.agent --run-dir /runs/a --attempt 12 --entry dstrain.train.main:run_rank \
+/bin/python -u -m dstrain.agent.agent --run-dir /runs/a --attempt 12 --entry dstrain.train.main:run_rank \
 --parent-pid 99 --ranks 4 --shutdown-timeout 600"""
     )
 

@@ -15,11 +15,11 @@ import pytest
 
 from dstrain.cli import parse
 from dstrain.errors import UserError
-from dstrain.launch.debug_text import collapsed, report_text
-from dstrain.launch.profile import load_profile
-from dstrain.launch.run import run_command
+from dstrain.observe.debug_text import collapsed, report_text
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.supervise.run import run_command
+from dstrain.transport.profile import load_profile
 
 PROFILE = Path(__file__).parents[2] / "launch" / "debug.yaml"
 DSTRAIN = (sys.executable, "-m", "dstrain")

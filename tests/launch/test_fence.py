@@ -3,11 +3,11 @@ import threading
 import time
 from pathlib import Path
 
-from dstrain.launch.evidence import LauncherEnd, rank_failures
-from dstrain.launch.fence import silent_nodes, wait_for_silent_nodes
-from dstrain.launch.progress import RunProgress
-from dstrain.launch.stops import Stops
-from dstrain.rank import write_json
+from dstrain.diagnose.evidence import LauncherEnd, rank_failures
+from dstrain.observe.progress import RunProgress
+from dstrain.rundir.attempt_files import write_json
+from dstrain.supervise.fence import silent_nodes, wait_for_silent_nodes
+from dstrain.transport.stops import Stops
 
 LOST = [LauncherEnd({0: "node1"}, 1), LauncherEnd({1: "node2"}, 255)]
 

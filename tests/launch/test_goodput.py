@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dstrain.launch.goodput import PARTS, Attempt, read_attempts, run_seconds, seconds_at, seconds_before, split
-from dstrain.launch.wall_time import ATTEMPT_PARTS, WallTime, part_of, started_unix
-from dstrain.rank import write_json
+from dstrain.rundir.attempt_files import write_json
+from dstrain.rundir.goodput import PARTS, Attempt, read_attempts, run_seconds, seconds_at, seconds_before, split
+from dstrain.rundir.wall_time import ATTEMPT_PARTS, WallTime, part_of, started_unix
 
 
 def seconds(**parts: float) -> dict[str, float]:

@@ -9,8 +9,8 @@ import pytest
 from dstrain.cli import parse
 from dstrain.data.writer import write_text_shards
 from dstrain.errors import CorpusError, UserError
-from dstrain.launch import prepare
-from dstrain.launch.local import run_command
+from dstrain.rundir import prepare
+from dstrain.supervise.local import run_command
 
 RECIPE = """\
 name: tiny
@@ -48,7 +48,7 @@ def test_a_dry_run_shows_the_batch_and_the_command_and_writes_nothing(arguments:
     assert text.startswith(
         "# 2 ranks × 2 rows × 2 accumulation = 8 rows = 256 tokens\n# attempt 1, no checkpoint yet; "
     )
-    assert " -m dstrain.launch.agent --run-dir runs/tiny --attempt 1 " in text
+    assert " -m dstrain.agent.agent --run-dir runs/tiny --attempt 1 " in text
     assert text.endswith(" --ranks 2 --shutdown-timeout 600\n")
     assert sorted(tmp_path.iterdir()) == before
 

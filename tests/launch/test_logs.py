@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dstrain.cli import main
-from dstrain.launch.logs import Errors
-from dstrain.launch.run_folder import exclusive
+from dstrain.observe.logs import Errors
+from dstrain.rundir.run_folder import exclusive
 
 LOG = """\
 12:00:01 saved checkpoints/step-0000000010

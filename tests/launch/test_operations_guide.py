@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dstrain.cli import parse
-from dstrain.doctor.lint import lint
-from dstrain.launch.profile import load_profile
-from dstrain.launch.verdict import _HANGS, _KNOWN, _LASTING
+from dstrain.diagnose.verdict import _HANGS, _KNOWN, _LASTING
+from dstrain.preflight.lint import lint
+from dstrain.transport.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/operations.md").read_text()

@@ -10,9 +10,9 @@ import pytest
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, _written, checkpoint_folder
 from dstrain.data.writer import write_text_shards
 from dstrain.errors import CheckpointError, UserError
-from dstrain.launch.prepare import check_recipe, identity_of, main, write_recipe
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.rundir.prepare import check_recipe, identity_of, main, write_recipe
 
 RECIPE = """\
 name: tiny

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from dstrain.errors import UserError
-from dstrain.launch.hostfile import Host, parse_hostfile, read_hostfile, select
-from dstrain.launch.profile import load_profile, parse_nodes
+from dstrain.transport.hostfile import Host, parse_hostfile, read_hostfile, select
+from dstrain.transport.profile import load_profile, parse_nodes
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted((ROOT / "launch").glob("*.yaml"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from dstrain.launch.progress import RunProgress, Status, duration, figures
+from dstrain.observe.progress import RunProgress, Status, duration, figures
 
 STATUS = Status("pretraining", "forward", 120, 500, 5.43214, 12345.6, 80.2, 100, time_unix=1000.0)
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from dstrain.launch.evidence import hang_words
-from dstrain.launch.flight_recorder import have_recorded, recorder_environment
-from dstrain.launch.pulse import Pulse, read_pulses
-from dstrain.launch.run_folder import read_json
-from dstrain.launch.stacks import in_log, shortened, spied
-from dstrain.launch.verdict import RankFailure, explain
-from dstrain.launch.watch import Watch, hanging
-from dstrain.rank import write_json
+from dstrain.diagnose.evidence import hang_words
+from dstrain.diagnose.flight_recorder import have_recorded, recorder_environment
+from dstrain.diagnose.stacks import in_log, shortened, spied
+from dstrain.diagnose.verdict import RankFailure, explain
+from dstrain.diagnose.watch import Watch, hanging
+from dstrain.rundir.attempt_files import write_json
+from dstrain.rundir.pulse import Pulse, read_pulses
+from dstrain.rundir.run_folder import read_json
 
 CHILD = """
 import sys, time
-from dstrain.launch.flight_recorder import have_recorded, recorder_environment
-from dstrain.launch.pulse import Heart
+from dstrain.diagnose.flight_recorder import have_recorded, recorder_environment
+from dstrain.rundir.pulse import Heart
 heart = Heart(int(sys.argv[1]))
 for step in range(int(sys.argv[2])):
     heart.beat("forward", step)

@@ -13,13 +13,13 @@ import pytest
 
 from dstrain.cli import parse
 from dstrain.errors import UserError
-from dstrain.launch.cluster import choose_hosts, nodes_in_words, spare_hosts, usable_nodes
-from dstrain.launch.command import Cluster, Job
-from dstrain.launch.hostfile import Host
-from dstrain.launch.node_script import NodeSettings
-from dstrain.launch.run import dry_run, run_command
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.supervise.run import dry_run, run_command
+from dstrain.transport.cluster import choose_hosts, nodes_in_words, spare_hosts, usable_nodes
+from dstrain.transport.command import Cluster, Job
+from dstrain.transport.hostfile import Host
+from dstrain.transport.node_script import NodeSettings
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -86,7 +86,7 @@ def test_a_dry_run_prints_what_a_shell_can_run(arguments: Callable[..., Namespac
     profile = 'transport: local\nenvironment: {A: "END OF NODE SCRIPT\\nb\'"}\n'
     text = printed(arguments(profile, "--dry-run", "--run-dir", "a'; touch x\ntouch y; `touch z` $HOME ü"))
     script = text.replace(
-        " -u -m dstrain.launch.agent ", " -c 'import os; print(os.getcwd(), repr(os.environ[\"A\"]))' "
+        " -u -m dstrain.agent.agent ", " -c 'import os; print(os.getcwd(), repr(os.environ[\"A\"]))' "
     )
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60, check=False)
     assert str(Path.cwd()) in done.stdout, done.stderr

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from dstrain.errors import UserError
-from dstrain.launch.run_folder import exclusive, newest_checkpoint_step, next_attempt
+from dstrain.rundir.run_folder import exclusive, newest_checkpoint_step, next_attempt
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from dstrain.launch.run_folder import exclusive
+from dstrain.rundir.run_folder import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

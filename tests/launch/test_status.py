@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from dstrain.cli import main, parse
+from dstrain.diagnose.watch import Pace, Watch
 from dstrain.errors import UserError
-from dstrain.launch.pulse import Pulse
-from dstrain.launch.run_folder import exclusive
-from dstrain.launch.run_record import RunRecord, State, lock_holder, state_of_run
-from dstrain.launch.status import NodeStatus, RankStatus, RunStatus, Straggler, run_status, stragglers
-from dstrain.launch.status_page import page
-from dstrain.launch.stop import stop_command
-from dstrain.launch.watch import Pace, Watch
+from dstrain.observe.run_record import RunRecord, State, lock_holder, state_of_run
+from dstrain.observe.status import NodeStatus, RankStatus, RunStatus, Straggler, run_status, stragglers
+from dstrain.observe.status_page import page
+from dstrain.observe.stop import stop_command
+from dstrain.rundir.pulse import Pulse
+from dstrain.rundir.run_folder import exclusive
 
 RECORD = RunRecord(
     name="tiny",
@@ -33,7 +33,7 @@ RECORD = RunRecord(
 RANK = RankStatus(0, 4712, "forward", 1200, 0.2, False, 0.21, 1.0)
 STEPPING = """
 import sys, time
-from dstrain.launch.pulse import Heart
+from dstrain.rundir.pulse import Heart
 rank = int(sys.argv[1])
 heart, own_seconds = Heart(rank), (0.02, 0.15)[rank]
 for step in range(1, 1000):

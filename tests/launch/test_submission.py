@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.base.code_digest import code_digest
 from dstrain.errors import UserError
-from dstrain.launch.batch import attempts_without_progress, is_done, run
-from dstrain.launch.code_digest import code_digest
-from dstrain.launch.profile import Profile, Slurm, load_profile
-from dstrain.launch.stops import Stops
-from dstrain.launch.submission import Submission, limit_seconds, sbatch_script, warning_seconds
-from dstrain.rank import write_json
+from dstrain.rundir.attempt_files import write_json
+from dstrain.supervise.batch import attempts_without_progress, is_done, run
+from dstrain.transport.profile import Profile, Slurm, load_profile
+from dstrain.transport.stops import Stops
+from dstrain.transport.submission import Submission, limit_seconds, sbatch_script, warning_seconds
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = Path("/runs/a'; touch x/$HOME/`id`/zwei\nZeilen ü")
@@ -99,7 +99,7 @@ module load 'it'"'"'s'
 source '/ven v/bin/activate'
 
 # Starts the nodes with srun, stays with them, and requeues this job once a checkpoint is committed.
-exec /shared/you/venv/bin/python -u -m dstrain.launch.batch --run-dir '/runs/a'"'"'; touch x/$HOME/`id`/zwei
+exec /shared/you/venv/bin/python -u -m dstrain.supervise.batch --run-dir '/runs/a'"'"'; touch x/$HOME/`id`/zwei
 Zeilen ü' --code 0123456789abcdef
 """.replace("-JOB", "-" + script.splitlines()[1].rpartition("-")[2])
     )

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from dstrain.launch.code_digest import PACKAGE
-from dstrain.launch.processes import ATTEMPT_MARK, end_marked, marked_processes
+from dstrain.base.code_digest import PACKAGE
+from dstrain.base.processes import ATTEMPT_MARK, end_marked, marked_processes
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
 

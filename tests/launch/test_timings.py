@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dstrain.launch.timings import Timings, p99
+from dstrain.rundir.timings import Timings, p99
 
 
 def status(

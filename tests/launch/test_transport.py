@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from dstrain.launch.attempt import attempt_plan, channels
-from dstrain.launch.command import Cluster, Job
-from dstrain.launch.control import Clock, beat
-from dstrain.launch.evidence import Clocks, LauncherEnd, launcher_log, rank_failures
-from dstrain.launch.fan_out import FanOut
-from dstrain.launch.launchers import end_all
-from dstrain.launch.node_script import NodeSettings, node_script
-from dstrain.launch.processes import end_marked, kernel_oom_victims, marked_processes
-from dstrain.launch.transport import LINES, pdsh_channel, rendezvous_port, slurm_channels, ssh_channels
-from dstrain.launch.verdict import explain
+from dstrain.base.processes import end_marked, kernel_oom_victims, marked_processes
+from dstrain.diagnose.evidence import Clocks, LauncherEnd, launcher_log, rank_failures
+from dstrain.diagnose.verdict import explain
+from dstrain.supervise.attempt import attempt_plan, channels
+from dstrain.supervise.fan_out import FanOut
+from dstrain.supervise.launchers import end_all
+from dstrain.transport.command import Cluster, Job
+from dstrain.transport.control import Clock, beat
+from dstrain.transport.node_script import NodeSettings, node_script
+from dstrain.transport.transport import LINES, pdsh_channel, rendezvous_port, slurm_channels, ssh_channels
 
 HERE = Path(__file__).parent
 HOSTILE = 'a\'; touch x "$HOME" `id`\nsecond line ünï'
@@ -156,7 +156,7 @@ export OMP_NUM_THREADS=$(( $(nproc) > 4 ? $(nproc) / 4 : 1 ))
 export TITLE='a'"'"'; touch x "$HOME" `id`
 second line ünï'
 export WANDB_API_KEY='(redacted)'
-exec apptainer exec --nv 'my image.sif' python -u -m dstrain.launch.agent --run-dir '/runs/a'"'"'; touch x' \
+exec apptainer exec --nv 'my image.sif' python -u -m dstrain.agent.agent --run-dir '/runs/a'"'"'; touch x' \
 --attempt 3 --entry dstrain.train.main:run_rank --nodes 2 --rendezvous node1:29500 --ranks 4 --shutdown-timeout 600 \
 --control --silence 120 --code 00ff --node-rank "$1"
 }
@@ -271,7 +271,7 @@ def test_the_port_changes_with_the_attempt_and_is_never_an_ephemeral_one() -> No
 def test_an_agents_clock_is_compared_with_the_supervisors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first sign of life waited in a pipe for 5 s, the second travelled for 2 ms; the clocks are 1000 s apart."""
     now, clock = 1000.0, Clock()
-    monkeypatch.setattr("dstrain.launch.control.time.monotonic", lambda: now)
+    monkeypatch.setattr("dstrain.transport.control.time.monotonic", lambda: now)
     line = beat()
     now += 1005.0
     clock.hear(line.rstrip())

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dstrain.launch.verdict import PastFailure, RankFailure, Verdict, decide, explain, first_failure, signature
+from dstrain.diagnose.verdict import PastFailure, RankFailure, Verdict, decide, explain, first_failure, signature
 
 KILLED = RankFailure(1, "node7", -signal.SIGKILL, 100.0, step=120, log="runs/a/attempts/0001/logs/node7/rank-00001.log")
 LOST_PEER = RankFailure(

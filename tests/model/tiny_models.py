@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dstrain.model.encoder import build_model
-from dstrain.recipe.model import (
+from dstrain.architectures.keys import (
     BertConfig,
     BertModel,
     Model,
@@ -17,6 +16,7 @@ from dstrain.recipe.model import (
     RobertaConfig,
     RobertaModel,
 )
+from dstrain.model.encoder import build_model
 
 VOCABULARY = 96
 FIRST_ID = 5  # of an ordinary token

@@ -11,13 +11,9 @@ import transformers
 from planned import classification, masked_lm, mixed
 from torch.utils.flop_counter import FlopCounterMode
 
-from dstrain.data.tokens import DocumentTokenizer
-from dstrain.errors import RecipeError
-from dstrain.model.encoder import build_model
-from dstrain.model.linears import linear_names
-from dstrain.model.pair_shape import pair_shape
-from dstrain.model.pooling import AutoEncoder
-from dstrain.model.shape import (
+from dstrain.architectures.linears import linear_names
+from dstrain.architectures.pair_shape import pair_shape
+from dstrain.architectures.shape import (
     ModelShape,
     frozen_parameters,
     model_shape,
@@ -25,6 +21,10 @@ from dstrain.model.shape import (
     parameters_of,
     shape_of_config,
 )
+from dstrain.data.tokens import DocumentTokenizer
+from dstrain.errors import RecipeError
+from dstrain.model.encoder import build_model
+from dstrain.model.pooling import AutoEncoder
 from dstrain.model.sparse import SparseMaskedLm, SparsePreTraining
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan import (

@@ -10,12 +10,12 @@ from dstrain.cli import parse
 from dstrain.data.commands import index_command
 from dstrain.data.lanes import SourceLanes
 from dstrain.data.shards import Corpus
-from dstrain.data.spec import StreamSpec
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_text_shards
 from dstrain.plan.as_json import plan_json
 from dstrain.plan.corpus import CorpusSize, corpus_sizes, corpus_tokens
 from dstrain.plan.overview import make_plan
+from dstrain.plan.streams import training_stream
 from dstrain.plan.text import plan_text
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
@@ -41,7 +41,7 @@ def test_no_more_documents_are_cut_than_a_plan_says(tiny_recipe: Callable[..., R
     source = plan_json(plan)["sources"]["train"]
     timeline = make_timeline(recipe, source["tokens"])
     assert timeline is not None
-    lanes = SourceLanes(Corpus.open(str(tiny_corpus / "train")), StreamSpec.train(recipe, timeline))
+    lanes = SourceLanes(Corpus.open(str(tiny_corpus / "train")), training_stream(recipe, timeline))
     assert lanes.line.blocks == source["blocks"]
     corpus = lanes.corpus
     places = [(shard, document) for shard, count in enumerate(corpus.document_counts) for document in range(count)]

@@ -11,9 +11,9 @@ from planned import classification, masked_lm, mixed, phased, timeline_of
 
 from dstrain.data.layout import Layout
 from dstrain.data.line import Line
-from dstrain.data.spec import StreamSpec
 from dstrain.errors import RecipeError
 from dstrain.plan import in_phase, make_timeline
+from dstrain.plan.streams import training_stream
 
 
 def phases_of(phases: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def test_sources_end_where_the_rows_say_so(
     recipe = mixed(sources, phases_of(phases), data={"lanes": LANES})
     timeline = make_timeline(recipe, dict(zip(names, sizes, strict=True)))
     assert timeline is not None
-    layout = Layout(StreamSpec.train(recipe, timeline))
+    layout = Layout(training_stream(recipe, timeline))
     read = np.zeros((len(sizes), LANES), np.int64)
     may_repeat = np.array([sources[name]["when_exhausted"] == "repeat" for name in names])
     first_epoch = np.array([epoch_tokens(size) for size in sizes])
@@ -155,7 +155,7 @@ def test_sources_end_where_the_rows_say_so(
     if early:  # until then rows are as in a run where nothing ever ends
         repeated = {name: {"weight": source["weight"]} for name, source in sources.items()}
         endless = mixed(repeated, phases_of(phases), data={"lanes": LANES})
-        layout = Layout(StreamSpec.train(endless, timeline_of(endless)))
+        layout = Layout(training_stream(endless, timeline_of(endless)))
         read = sum(lane_tokens(layout, step, len(sizes)) for step in range(early[0] + 1))
         assert (~may_repeat & (read > first_epoch).any(axis=1)).any()
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 from dstrain.errors import UserError
 from dstrain.predict.command import predict_command, predict_items
 from dstrain.predict.items import Item, read_items
 from dstrain.predict.loaded import transformers_folder
 from dstrain.predict.predictors import TextClassifier, load_predictor
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
 
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
 

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 
 WORDS = {"good": ["nice", "fine", "great"], "bad": ["awful", "broken", "late"], "question": ["how", "where", "when"]}
 FILLERS = ["the", "parcel", "courier", "price", "my", "is", "it", "was"]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from ranks import run_ranks
 
+from dstrain.checkpoint.distance import Distance
 from dstrain.cli import main
 from dstrain.errors import UserError
 from dstrain.plan.timeline import make_timeline
-from dstrain.proof.distance import Distance, RunDistance, run_distance
+from dstrain.proof.run_distance import RunDistance, run_distance
 from dstrain.proof.trial import Trial, TrialError, dropout_rates, trial_recipe
 from dstrain.proof.verify_resume import (
     TOLERANCES,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dstrain.diagnose.verdict import RankFailure, Verdict
 from dstrain.errors import UserError
-from dstrain.launch.verdict import RankFailure, Verdict
 from dstrain.report.page import read_predictions
 from dstrain.report.runs import read_metrics, scores_in_words, summarize_run
 from dstrain.report.text import report_command

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from dstrain.cli import main
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 from dstrain.predict.items import Item
+from dstrain.predict.onnx import OnnxModel, largest_difference, load_with_head
 from dstrain.serve.agreement import agreement
-from dstrain.serve.onnx import OnnxModel, largest_difference, load_with_head
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
 
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
 SIZES = {

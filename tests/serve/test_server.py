@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dstrain.cli import main
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 
 EXAMPLES = 22
 ROWS = 8

@@ -6,9 +6,9 @@ from typing import Any
 
 from training import model_weights, training
 
+from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.show import resolved_yaml
-from dstrain.tokenizer import train_wordpiece, write_tokenizer
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter
 

@@ -42,9 +42,9 @@ from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.masked_lm import MaskedLm
 from dstrain.train.main import build_task
-from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 RecipeMaker = Callable[..., Recipe]

@@ -17,10 +17,10 @@ from dstrain.data.tokens import load_document_tokenizer
 from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe, RetrievalRecipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.contrastive import negatives_of
 from dstrain.tasks.retrieval import BiEncoder, Retrieval
 from dstrain.tasks.task import seeded_micro_batches
-from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 STAGES = (0, 1, 2, 3)

@@ -16,11 +16,11 @@ from labelled import EXAMPLES, RECIPE, ROWS, write_examples
 from dstrain.plan import batch_plan
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import ClassificationRecipe, Loss
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.batching import Cut, encoded, encoded_pairs, padded
 from dstrain.tasks.epochs import epoch_order
 from dstrain.tasks.scores import label_scores, label_set_scores, number_scores
 from dstrain.tasks.sequence_classification import Classifier, SequenceClassification
-from dstrain.train.runtime import Runtime
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +252,9 @@ def test_balanced_labels_weigh_alike_and_smoothing_spreads_a_label(folder: Path)
 def test_a_head_for_other_labels_is_refused_and_its_order_kept(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification as auto
 
+    from dstrain.architectures.keys import BertModel
     from dstrain.errors import UserError
     from dstrain.model.encoder import labels_of_head
-    from dstrain.recipe.model import BertModel
 
     model = BertModel(architecture="bert", pretrained=str(tmp_path))
     config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "yes", "1": "no"}}

@@ -130,7 +130,7 @@ def test_ids_become_text_up_to_the_end_of_it(tmp_path: Path) -> None:
 
 
 def test_chinese_characters_have_no_spaces_between_them(tmp_path: Path) -> None:
-    from dstrain.tokenizer import train_wordpiece, write_tokenizer
+    from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 
     text = "什么是 Base 3?是宏。"
     write_tokenizer(train_wordpiece([text] * 3, 24, lowercase=False), tmp_path, lowercase=False)

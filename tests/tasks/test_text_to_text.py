@@ -19,12 +19,12 @@ from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import RecipeError, UserError
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan.text import make_plan
+from dstrain.predict.onnx import export_onnx
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import SequenceToSequenceRecipe
-from dstrain.serve.onnx import export_onnx
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.sequence_to_sequence import NOTHING, SequenceToSequence, Writer
-from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 

@@ -9,23 +9,23 @@ import pytest
 from ranks import RankError, run_ranks
 from training import training
 
-from dstrain.checkpoint.commands import _verified
 from dstrain.checkpoint.data_change import DATA_CHANGE, PERMISSION
 from dstrain.checkpoint.manifest import Manifest, checkpoint_folder
 from dstrain.cli import main
+from dstrain.convert.commands import _verified
 from dstrain.data.index import CORPUS_INDEX_NAME
 from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.data.row_documents import RowDocuments
 from dstrain.data.rows import digest_hex
-from dstrain.data.spec import StreamSpec
 from dstrain.data.stream import RowStream
 from dstrain.errors import UserError
-from dstrain.launch.prepare import check_recipe, write_recipe
+from dstrain.plan.streams import training_stream
 from dstrain.plan.timeline import make_timeline
 from dstrain.proof.account import account
 from dstrain.recipe.difference import Difference
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.rundir.prepare import check_recipe, write_recipe
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter
 
@@ -93,8 +93,8 @@ def test_new_data_begins_at_its_beginning_and_is_read_on_after_a_restart(
     assert isinstance(recipe, MaskedLmRecipe)
     timeline = make_timeline(recipe, None)
     assert timeline is not None
-    documents = RowDocuments(StreamSpec.train(recipe, timeline))
-    moved = RowDocuments(StreamSpec.train(recipe, timeline, (2, 16)))
+    documents = RowDocuments(training_stream(recipe, timeline))
+    moved = RowDocuments(training_stream(recipe, timeline, (2, 16)))
     for step in range(4):
         there, here = documents.of_step(0, 1, step), moved.of_step(0, 1, step + 2)
         assert [(piece.row + 16, piece.key, piece.offset) for piece in there] == [
@@ -105,7 +105,7 @@ def test_new_data_begins_at_its_beginning_and_is_read_on_after_a_restart(
     assert (documents["first_row"], documents["remade_steps"]) == (16, [3, 6])
     assert [source["tokens"] for source in documents["sources"]] == [4 * 8 * 32]
     ledger = {entry.step: entry for entry in read_ledger(tmp_path / LEDGER_NAME)}
-    with RowStream(StreamSpec.train(recipe, timeline, (2, 16)), 0, 1) as stream:
+    with RowStream(training_stream(recipe, timeline, (2, 16)), 0, 1) as stream:
         for step, rows in zip((3, 4, 5, 6), stream, strict=False):
             assert (rows.step, digest_hex(rows.digest)) == (step - 1, ledger[step].digest)
 

@@ -11,11 +11,11 @@ from ranks import run_ranks
 from torch.profiler import ProfilerActivity, profile
 from training import RecipeMaker, train_steps
 
-from dstrain.model.shape import model_shape, parameter_counts
+from dstrain.architectures.shape import model_shape, parameter_counts
 from dstrain.plan import activation_bytes, rank_memory
 from dstrain.recipe.schema import Recipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.train.main import build_task, prepare
-from dstrain.train.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 

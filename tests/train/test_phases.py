@@ -19,7 +19,7 @@ from dstrain.data.shards import Corpus
 from dstrain.data.stream import RowStream
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
-from dstrain.launch.progress import Status, figures
+from dstrain.observe.progress import Status, figures
 from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe

@@ -24,7 +24,7 @@ from training import (
 )
 
 from dstrain.recipe.schema import Recipe
-from dstrain.train.runtime import Runtime
+from dstrain.runtime.runtime import Runtime
 
 pytestmark = pytest.mark.ranks
 STAGES = (0, 1, 2, 3)
@@ -149,7 +149,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(tiny_recipe: RecipeMaker) -> 
 
 def tampered(rank: int, world: int, recipe: Recipe, changes: list[dict[str, Any]]) -> list[str]:
     """Start with a DeepSpeed configuration that is not the recipe's, and say what was noticed."""
-    import dstrain.train.runtime as module
+    import dstrain.runtime.runtime as module
 
     honest = module.deepspeed_config
     messages = []

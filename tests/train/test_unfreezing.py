@@ -11,8 +11,8 @@ from ranks import run_ranks
 
 from dstrain.model.depth import depth_of_parameters
 from dstrain.recipe.load import load_recipe
+from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.token_classification import TokenClassification
-from dstrain.train.runtime import Runtime
 
 sys.path.append(str(Path(__file__).parents[1] / "tasks"))
 from labelled import write_examples

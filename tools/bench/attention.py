@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dstrain.model.attention import matmul_attention
 from dstrain.model.encoder import additive_mask, document_mask
-from dstrain.train.runtime import keep_freed_memory
+from dstrain.runtime.runtime import keep_freed_memory
 
 TOKENS, WIDTH = 4096, 64  # in a micro-batch; of a head
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -30,10 +30,10 @@ from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.checkpoint.load import choose, load
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.load import load_recipe
-from dstrain.train import runtime
+from dstrain.runtime import runtime
+from dstrain.runtime.runtime import Runtime
 from dstrain.train.main import prepare
 from dstrain.train.reporting import Reporter
-from dstrain.train.runtime import Runtime
 from dstrain.train.saving import Saving
 from dstrain.train.state import TrainState
 

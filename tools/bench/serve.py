@@ -140,7 +140,7 @@ def random_classifier(folder: Path, texts: list[str]) -> Path:
     """As large as all-MiniLM-L6: 6 layers of 384, 22 million parameters."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from dstrain.tokenizer import train_wordpiece, write_tokenizer
+    from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 
     write_tokenizer(train_wordpiece(texts * 3, 90), folder, lowercase=True)
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

@@ -36,6 +36,7 @@ from dstrain.recipe.schema import default_lanes
 
 Int64Array = NDArray[np.int64]
 RANDOM_ORDERS = 4  # drawn of each corpus
+ROWS_OF_A_LANE = 4  # in a batch, beside what is the default
 COST_LANES, COST_SHARD_DOCUMENTS = 64, 2000
 
 
@@ -269,16 +270,14 @@ def order_cases(quick: bool) -> list[Case]:
     uniform = Contents("58 kinds, 40,600 documents", rng.integers(50, 1000, 58 * 700), np.repeat(np.arange(58), 700))
     large = many_kinds(20_000, 40, 300)
     single = many_kinds(20_000, 1, 300)
+    shapes = ((uniform, 256, 256), (uniform, 64, 512), (large, 256, 512), (large, 2048, 512), (large, 4096, 512))
     return [
-        Case(uniform, 256, 256, default_lanes([256])),
-        Case(uniform, 256, 256, 256),
-        Case(uniform, 64, 512, default_lanes([64])),
-        Case(large, 256, 512, default_lanes([256])),
-        Case(large, 2048, 512, 64),
-        Case(large, 2048, 512, default_lanes([2048])),
-        Case(large, 4096, 512, default_lanes([4096])),
-        Case(single, 64, 128, default_lanes([64])),
-        Case(single, 16, 128, default_lanes([16])),
+        *(
+            Case(contents, rows, row_tokens, lanes)
+            for contents, rows, row_tokens in shapes
+            for lanes in sorted({rows // ROWS_OF_A_LANE, default_lanes([rows])})
+        ),
+        *(Case(single, rows, 128, default_lanes([rows])) for rows in (16, 64)),
     ]
 
 
@@ -367,7 +366,7 @@ def main() -> None:
             tables = [cost_lines(args, Path(folder))]
     else:
         windows = (None, *args.windows)
-        tables = [[order_line(case, window) for window in windows] for case in order_cases(args.quick)]
+        tables = [[order_line(case, window) for case in order_cases(args.quick) for window in windows]]
         lanes = (64,) if args.quick else (16, 64, 256, 1024)
         tables.append([seen_line(Case(hostile(), count, 128, count), None) for count in lanes])
     if args.json:

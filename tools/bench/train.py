@@ -27,12 +27,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from train_contestants import LEARNING_RATE, Contest, compete
 
+from dstrain.architectures.shape import model_shape
+from dstrain.corpus.train_tokenizer import SPECIAL_TOKENS, write_tokenizer
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
-from dstrain.model.shape import model_shape
 from dstrain.plan import step_flops
 from dstrain.recipe.schema import MaskedLmRecipe
-from dstrain.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 VOCAB_SIZE = 30_528
 SHAPES = {"bert-small": (4, 512, 8), "bert-base": (12, 768, 12)}  # layers, hidden size, heads

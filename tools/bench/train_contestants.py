@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 
 from dstrain.plan.attention import attention_of
+from dstrain.plan.streams import training_stream
 from dstrain.recipe.schema import MaskedLmRecipe
 
 if TYPE_CHECKING:
@@ -98,11 +99,11 @@ def compete(name: str, contest: Contest, connection: Connection) -> None:
 
 def dstrain_loop(contest: Contest, pacer: Pacer, zero_stage: int) -> None:
     """`dstrain run`, from the rank's point of view."""
+    from dstrain.runtime.runtime import Runtime
     from dstrain.tasks.task import StepBatch
     from dstrain.train.loop import Loop, StopRequest
     from dstrain.train.main import build_task, prepare
     from dstrain.train.reporting import Reporter
-    from dstrain.train.runtime import Runtime
 
     train = contest.recipe.train
     zero = train.zero.model_copy(update={"stage": zero_stage})
@@ -130,13 +131,12 @@ def dstrain_loop(contest: Contest, pacer: Pacer, zero_stage: int) -> None:
 
 def rows_of(recipe: MaskedLmRecipe) -> "RowStream":
     """The rows that the recipe's only rank trains on."""
-    from dstrain.data.spec import StreamSpec
     from dstrain.data.stream import RowStream
     from dstrain.plan.timeline import make_timeline
 
     timeline = make_timeline(recipe, None)
     assert timeline is not None, "the recipe says how many steps"
-    return RowStream(StreamSpec.train(recipe, timeline), 0, 1)
+    return RowStream(training_stream(recipe, timeline), 0, 1)
 
 
 def hand_written(contest: Contest, pacer: Pacer, attention: str) -> None:
@@ -146,7 +146,7 @@ def hand_written(contest: Contest, pacer: Pacer, attention: str) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     import dstrain.model.attention  # noqa: F401  (Transformers learns a name)
-    from dstrain.train.runtime import keep_freed_memory
+    from dstrain.runtime.runtime import keep_freed_memory
 
     keep_freed_memory()
     recipe = contest.recipe

@@ -19,7 +19,7 @@ from statistics import median
 
 import torch
 
-from dstrain.checkpoint.durable import write_durably
+from dstrain.base.durable import write_durably
 from dstrain.checkpoint.files import write_safetensors
 from dstrain.checkpoint.fragments import fragment_key, share
 from dstrain.checkpoint.load import Pieces, Wanted

@@ -1,0 +1,1 @@
+"""What is known of model architectures without building one: keys, shapes, linear layers."""

@@ -1,0 +1,1 @@
+"""What everything else may use: durable writes, stores, processes, random numbers by counter. Knows no other room."""

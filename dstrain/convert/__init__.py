@@ -1,0 +1,1 @@
+"""Checkpoints into models, and other programs' checkpoints into ours."""

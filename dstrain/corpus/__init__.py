@@ -1,0 +1,1 @@
+"""The embedded corpus, and tokenizers trained on a corpus."""

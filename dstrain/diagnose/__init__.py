@@ -1,0 +1,1 @@
+"""From what ranks left behind to the first failure and its verdict."""

@@ -1,0 +1,1 @@
+"""Attempts of a run: started, watched, ended, begun again."""

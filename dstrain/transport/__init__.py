@@ -1,0 +1,1 @@
+"""Where a run runs: profiles, hosts, SLURM; what is started on a node."""
