@@ -30,7 +30,6 @@ from dstrain.base.counter_rng import draws, stream_key
 Int64Array = NDArray[np.int64]
 
 CIRCLE_POINTS = 1 << 31  # at most: products of a point and a row then fit 63 bits
-MOST_ROWS = 1 << 31  # of a lane in one phase
 STRIDES_DRAWN = 1 << 15
 STRIDES_MEASURED = 128  # the best of those drawn, by their continued fractions
 ROWS_MEASURED = 1024
@@ -59,13 +58,12 @@ class Mixture:
         """The source of rows of lanes; the arguments broadcast against each other."""
         if self._stride == 0:
             return np.full(np.broadcast_shapes(np.shape(lanes), np.shape(rows)), np.argmax(self._ends > 0), np.int64)
-        points = (rows * self._stride % self._circle + lanes * self._spacing) % self._circle
+        points = (rows % self._circle * self._stride % self._circle + lanes * self._spacing) % self._circle
         return np.searchsorted(self._ends, points, "right").astype(np.int64)
 
     def rows_before(self, source: int, lanes: Int64Array, rows: Int64Array) -> Int64Array:
         """How many of the first `rows` rows of lanes are of a source; `lanes` and `rows` broadcast."""
         lanes, rows = np.broadcast_arrays(np.asarray(lanes, np.int64), np.asarray(rows, np.int64))
-        assert rows.size == 0 or int(rows.max()) < MOST_ROWS, "more rows of a lane than a phase may have"
         before = self._rows_below(int(self._ends[source]), lanes, rows)
         return before - self._rows_below(int(self._ends[source - 1]), lanes, rows) if source else before
 
@@ -73,7 +71,9 @@ class Mixture:
         """Which row of a lane is row `number` of a source there, both from 0: the inverse of `rows_before`."""
         share = (int(self._ends[source]) - (int(self._ends[source - 1]) if source else 0)) / self._circle
         assert share > 0, "a source without rows"
-        low, high = max(0, int((number - 8) / share)), min(MOST_ROWS - 1, int((number + 9) / share) + 1)
+        # A turn has as many rows of a source as its arc has points, to within one for each lane.
+        slack = 8 + int(number / share) // self._circle * (self._circle // self._spacing)
+        low, high = max(0, int((number - slack) / share)), int((number + slack + 1) / share) + 1
         lane_array = np.array([lane])
         while high - low > 1:  # rows_before(low) ≤ number < rows_before(high)
             middle = (low + high) // 2
@@ -87,6 +87,14 @@ class Mixture:
         """How many of the first `rows` rows lie on the points 0 … end - 1."""
         if end == 0 or end == self._circle or self._stride == 0:
             return rows * int(end > 0)
+        turns, rest = np.divmod(rows, self._circle)  # after as many rows as points, a lane stands where it began
+        below = self._rest_below(end, lanes, rest)
+        if turns.any():
+            below += turns * self._rest_below(end, lanes, np.full_like(rest, self._circle))
+        return below
+
+    def _rest_below(self, end: int, lanes: Int64Array, rows: Int64Array) -> Int64Array:
+        """The same for no more than one turn: larger numbers do not fit 63 bits."""
         starts = lanes * self._spacing
         circle, stride = self._circle, self._stride
         # A point y is below `end` exactly if floor(y / circle) - floor((y - end) / circle) is 1, else that is 0.

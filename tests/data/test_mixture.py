@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dstrain.data.mixture import Mixture
+from dstrain.data.mixture import CIRCLE_POINTS, Mixture
 
 ROWS = 600
 WEIGHTS = st.lists(st.integers(0, 1000), min_size=2, max_size=5).filter(lambda weights: sum(weights) > 0)
@@ -74,3 +74,17 @@ def test_the_order_is_pinned() -> None:
 
 
 PINNED = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 64, 1024])
+@pytest.mark.parametrize("first", [0, CIRCLE_POINTS - 20, 8 * 10**9])
+def test_counts_go_on_after_a_lane_has_been_round_the_circle(lanes: int, first: int) -> None:
+    mixture = Mixture((0.7, 0.2, 0.1), lanes)
+    some_lanes, rows = np.array([0, lanes - 1]), np.arange(first, first + 40)
+    sources = mixture.sources(some_lanes[:, None], rows)
+    for source in range(3):
+        before, after = (mixture.rows_before(source, some_lanes, np.array(row)) for row in (first, first + 40))
+        assert (after - before).tolist() == (sources == source).sum(axis=1).tolist()
+    for lane, of_lane in zip(some_lanes.tolist(), sources.tolist(), strict=True):
+        number = int(mixture.rows_before(of_lane[7], np.array([lane]), rows[7:8])[0])
+        assert mixture.row_of(of_lane[7], lane, number) == first + 7
