@@ -125,16 +125,17 @@ class SourceLanes:
 
     def window_slices(self, window: Window) -> tuple[Slices, NDArray[np.int64]]:
         """The slices of a window in the order in which they are read, and where each begins in the corpus' line."""
-        parts, firsts = [], []
-        for first, last in window.ranges.tolist():
-            part = self.corpus.slices(first, last)
-            parts.append(part)
-            firsts.append(first + np.cumsum(part.length) - part.length)
+        parts = [self.corpus.slices(first, last) for first, last in window.ranges.tolist()]
         shards, starts, lengths = (
             np.concatenate([getattr(part, column) for part in parts]) for column in ("shard", "start", "length")
         )
+        # Ranges laid end to end, and where each lies in the corpus' line instead.
+        ends = np.cumsum(lengths)
+        range_ends = np.cumsum(window.ranges[:, 1] - window.ranges[:, 0])
+        moved = window.ranges[:, 1] - range_ends
+        firsts = ends - lengths + np.repeat(moved, [len(part.length) for part in parts])
         order = self.line.shuffle(window, len(lengths))
-        return Slices(shards[order], starts[order], lengths[order]), np.concatenate(firsts)[order]
+        return Slices(shards[order], starts[order], lengths[order]), firsts[order]
 
     def _window(self, lane: int, position: int) -> _OpenWindow:
         """The window that a position of a lane's life is in, read up to there."""

@@ -80,10 +80,12 @@ class OpenShard(ABC):
         return (starts[0], lengths[0]) if len(starts) == 1 else (np.concatenate(starts), np.concatenate(lengths))
 
     def _block_slices(self, block: int, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        start, ends = int(self._block_starts[block]), self._ends(block)
-        inner = ends[np.searchsorted(ends, first, "right") : np.searchsorted(ends, last, "left")]
-        edges = np.concatenate([[first], inner, [last]])
-        starts, lengths = edges[:-1] + start, np.diff(edges)
+        ends = self._ends(block)
+        low, high = ends.searchsorted(first, "right"), ends.searchsorted(last, "left")
+        edges = np.empty(high - low + 2, np.int64)
+        edges[0], edges[1:-1], edges[-1] = first, ends[low:high], last
+        lengths = edges[1:] - edges[:-1]
+        starts = edges[:-1] + self._block_starts[block]
         return (starts, lengths) if lengths.all() else (starts[lengths > 0], lengths[lengths > 0])
 
     def token_at(self, start: int) -> int:
@@ -280,4 +282,4 @@ class TextShard(OpenShard):
 
 def _holder(firsts: NDArray[np.int64], number: int) -> int:
     """Which of the stretches that begin at `firsts` holds a number: the last that begins there or before."""
-    return int(np.searchsorted(firsts, number, "right")) - 1
+    return int(firsts.searchsorted(number, "right")) - 1

@@ -198,7 +198,7 @@ class Corpus:
         CorpusError naming the shard and the block of bytes that is not what was indexed.
         """
         assert 0 <= first < last <= self.total_tokens, f"tokens {first} to {last} of {self.total_tokens}"
-        number = int(np.searchsorted(self._firsts, first, "right")) - 1
+        number = int(self._firsts.searchsorted(first, "right")) - 1
         shards, starts, lengths = [], [], []
         while first < last:
             start, stop = int(self._firsts[number]), min(last, int(self._firsts[number + 1]))
