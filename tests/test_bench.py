@@ -30,7 +30,7 @@ def test_stream_compares_this_project_with_others() -> None:
 def test_stream_measures_the_first_row_far_on() -> None:
     lines = lines_of("stream.py", "--resume")
     assert [line["background"] for line in lines] == [False, True]
-    assert all(line["median_ratio"] > 0 for line in lines)
+    assert all(line["last ÷ step 0"] > 0 and line["seconds at step 1,000,000,000"] > 0 for line in lines)
 
 
 def test_stream_says_where_to_put_environments() -> None:

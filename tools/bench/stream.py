@@ -33,7 +33,7 @@ from dstrain.data.stream import RowStream
 
 HERE = Path(__file__).resolve().parent
 SHARD_DOCUMENTS = 10_000
-FAR_STEP = 10**9
+RESUME_STEPS = (0, 1000, 10**9)
 OURS = ("dstrain", "dstrain-mixture", "dstrain-background")
 THEIRS = ("webdataset", "webdataset-documents", "datasets", "datasets-arrow")
 
@@ -182,23 +182,20 @@ def resume(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     spec = stream_spec((corpus,), rows=args.rows, row_tokens=args.row_tokens, lanes=args.lanes)
     lines = []
     for prefetch_steps in (0, 4):
-        seconds: dict[int, list[float]] = {0: [], FAR_STEP: []}
+        seconds: dict[int, list[float]] = {step: [] for step in RESUME_STEPS}
         for round_number in range(args.rounds):
-            for step in random.Random(round_number).sample(sorted(seconds), len(seconds)):
+            for step in random.Random(round_number).sample(RESUME_STEPS, len(RESUME_STEPS)):
                 started = time.perf_counter()
                 with RowStream(spec, 0, 1, first_step=step, prefetch_steps=prefetch_steps) as stream:
                     next(stream)
                 seconds[step].append(time.perf_counter() - started)
-        ratios = [far / near for near, far in zip(seconds[0], seconds[FAR_STEP], strict=True)]
-        lines.append(
-            {
-                "tokens": tokens,
-                "background": prefetch_steps > 0,
-                "first_row_seconds_at_step_0": round(statistics.median(seconds[0]), 4),
-                f"first_row_seconds_at_step_{FAR_STEP}": round(statistics.median(seconds[FAR_STEP]), 4),
-                "median_ratio": round(statistics.median(ratios), 3),
-            }
-        )
+        line: dict[str, Any] = {"tokens": tokens, "background": prefetch_steps > 0}
+        for step, measured in seconds.items():
+            line[f"seconds at step {step:,}"] = round(statistics.median(measured), 3)
+        for step in RESUME_STEPS[:-1]:
+            ratios = [far / near for near, far in zip(seconds[step], seconds[RESUME_STEPS[-1]], strict=True)]
+            line[f"last ÷ step {step:,}"] = round(statistics.median(ratios), 2)
+        lines.append(line)
     return lines
 
 
