@@ -54,6 +54,7 @@ def growth_lines(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
                     "step": f"{step:,}",
                     "background": prefetch > 0,
                     "first row, s": round(median_of(results, "first_row_seconds"), 2),
+                    "of CPU": "-" if prefetch else round(median_of(results, "cpu_seconds"), 2),
                     "peak memory, MB": round(median_of(results, "peak_megabytes")),
                     "of it imports": round(median_of(results, "import_megabytes")),
                 }
@@ -78,13 +79,18 @@ def first_row(settings: dict[str, Any]) -> dict[str, float]:
     ranks = settings["ranks"]
     spec = stream_spec((Path(settings["corpus"]),), rows=ranks, row_tokens=ROW_TOKENS, lanes=ranks)
     import_megabytes = peak_megabytes("self")
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     with RowStream(spec, 0, ranks, first_step=settings["step"], prefetch_steps=settings["prefetch"]) as stream:
         next(stream)
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         reader = Path("/proc/self/task", str(os.getpid()), "children").read_text().split()[0:1] or ["self"]
         peak = peak_megabytes(reader[0])
-    return {"first_row_seconds": seconds, "peak_megabytes": peak, "import_megabytes": import_megabytes}
+    return {
+        "first_row_seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_megabytes": peak,
+        "import_megabytes": import_megabytes,
+    }
 
 
 def peak_megabytes(process: str) -> float:
