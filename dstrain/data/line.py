@@ -27,7 +27,7 @@ BLOCK_DOCUMENTS = 128  # in a block, on average: so few documents are cut by its
 SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 12, 1 << 20  # tokens
 FEWEST_BLOCKS = 4  # of a corpus, where it has tokens for it: or no two epochs would differ
 WINDOW_BLOCKS = 8192  # shuffled together over all lanes, by default
-FEWEST_WINDOW_BLOCKS = 16  # of a lane, by default
+FEWEST_WINDOW_BLOCKS = 32  # of a lane, by default
 MOST_KEPT = 1 << 16  # blocks whose order is kept
 EPOCHS_KEPT = 3  # lanes cross the end of an epoch at different times
 

@@ -86,10 +86,9 @@ def _limit(recipe: Recipe, most: int) -> str:
         return f"train.global_batch_rows={most} gives a row to as many; use 1 to {most} ranks"
     if recipe.data.lanes is not None:
         return f"data.lanes={most} is the most; use 1 to {most} ranks, or more lanes"
-    return (
-        f"its global batches have {most} lanes in common (data.lanes: null); use 1 to {most} ranks, or batches with a "
-        "greater common divisor"
-    )
+    common = recipe.common_rows
+    more = f"data.lanes={common}" if common > most else "batches with a greater common divisor"
+    return f"data.lanes: null is {most} lanes for its batches; use 1 to {most} ranks, or {more}"
 
 
 def masked_per_row(rate: float, sequence_length: int) -> int:

@@ -81,10 +81,11 @@ class MaskedLmData(Section):
 
     Either `train`, or several `sources` by name. A corpus is cut into `lanes` of equally many tokens, which are read
     side by side: each global batch has as many rows of one lane as of any other, so `lanes` divides all of them. A rank
-    reads whole lanes: there may be as many ranks as lanes, or any smaller number. null: the greatest common divisor of
-    all global batches, or its greatest divisor up to 1,024. Texts are shuffled within
-    `shuffle_window` blocks of a lane; null: as many as make 8,192 over all lanes, and at least 16. Every global batch
-    that holds a row of `skip_rows` (as in ["1024-2047"]) is passed over.
+    reads whole lanes: there may be as many ranks as lanes, or any smaller number. null: the greatest divisor of all
+    global batches up to a quarter of them (up to 64 where that is more; 1,024 at most): batches mix better where a lane
+    has several rows in each. Texts are shuffled within `shuffle_window` blocks of a lane; null: as many as make 8,192
+    over all lanes, and at least 32. Every global batch that holds a row of `skip_rows` (as in ["1024-2047"]) is passed
+    over.
     """
 
     train: str | None = None

@@ -21,6 +21,8 @@ from dstrain.recipe.phases import Phase
 from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Optimizer, Schedule, Train
 
 MOST_DEFAULT_LANES = 1024
+FEW_LANES = 64  # which are not made fewer
+LANE_ROWS = 4  # of a lane in a batch
 
 
 class CommonRecipe(Section):
@@ -48,9 +50,14 @@ class CommonRecipe(Section):
 
 
 def default_lanes(global_batches: Sequence[int]) -> int:
-    """The greatest number up to 1,024 that divides all of these numbers of rows."""
+    """The number of lanes where a recipe does not say it: a divisor of all of these numbers of rows.
+
+    The greatest one up to a quarter of them, or up to 64 if that is more, and up to 1,024. A lane that has several rows
+    in a batch has a document longer than a row in fewer batches, so that neighbouring batches are less alike.
+    """
     common = math.gcd(*global_batches)
-    return next(lanes for lanes in range(min(common, MOST_DEFAULT_LANES), 0, -1) if common % lanes == 0)
+    most = min(max(common // LANE_ROWS, FEW_LANES), common, MOST_DEFAULT_LANES)
+    return next(lanes for lanes in range(most, 0, -1) if common % lanes == 0)
 
 
 class MaskedLmRecipe(CommonRecipe):
@@ -63,14 +70,17 @@ class MaskedLmRecipe(CommonRecipe):
 
     @property
     def lanes(self) -> int:
-        """`data.lanes`; where that is null, the greatest divisor of all global batches up to 1,024.
+        """`data.lanes`; where that is null, what `default_lanes` makes of all global batches."""
+        return default_lanes([self.common_rows]) if self.data.lanes is None else self.data.lanes
+
+    @property
+    def common_rows(self) -> int:
+        """The greatest number of rows that divides all global batches: as many lanes as there may be.
 
         `train.global_batch_rows` is among them where every phase has another: evaluations take it.
         """
-        if self.data.lanes is not None:
-            return self.data.lanes
         of_phases = [phase.train.global_batch_rows for phase in self.phases]
-        return default_lanes([self.train.global_batch_rows, *filter(None, of_phases)])
+        return math.gcd(self.train.global_batch_rows, *filter(None, of_phases))
 
     @property
     def objective(self) -> str:

@@ -462,7 +462,7 @@ def test_deepspeed_accepts_the_config_and_reads_the_same_numbers(stage: int) -> 
 
 
 def test_ranks_without_a_row_have_no_deepspeed_config() -> None:
-    with pytest.raises(RecipeError, match="use 1 to 512 ranks"):
+    with pytest.raises(RecipeError, match=r"use 1 to 128 ranks, or data\.lanes=512"):
         deepspeed_config(masked_lm(), 513)
 
 
@@ -531,7 +531,7 @@ def test_the_json_has_the_numbers_of_the_text() -> None:
         "tokens": 65_536,
         "used": 1.0,
     }
-    assert (report["most_ranks"], report["steps"], report["tokens"]) == (512, 1000, 65_536_000)
+    assert (report["most_ranks"], report["steps"], report["tokens"]) == (128, 1000, 65_536_000)
     assert report["sources"] == {"train": {"tokens": None, "tokens_trained": 65_536_000, "epochs": None}}
     assert report["parameters"]["total"] == 109_514_298
     assert len(report["memory_bytes"]) == 8

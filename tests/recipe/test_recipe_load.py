@@ -285,7 +285,7 @@ def test_null_unsets_a_key_or_is_its_value(tmp_path: Path) -> None:
     loaded = load(tmp_path, "base: base.yaml\non_nan: null\ndata: {lanes: null}\ntrain: {clip_grad_norm: null}\n")
     assert isinstance(loaded.recipe, MaskedLmRecipe)
     assert loaded.recipe.on_nan == "stop"
-    assert loaded.recipe.lanes == 512  # the whole of the batch
+    assert loaded.recipe.lanes == 128  # a quarter of the batch
     assert loaded.recipe.train.clip_grad_norm is None
     assert "on_nan" not in loaded.origins
     assert "train.clip_grad_norm" in loaded.origins
