@@ -247,7 +247,7 @@ def with_sources(recipe: MaskedLmRecipe, sources: dict[str, object]) -> Recipe:
     return recipe.model_copy(update={"data": MaskedLmData.model_validate_json(json.dumps(values))})
 
 
-@pytest.mark.parametrize("module", ["checkpoint.verify", "checkpoint.commands", "launch.run", "launch.status"])
+@pytest.mark.parametrize("module", ["checkpoint.verify", "convert.commands", "supervise.run", "observe.status"])
 def test_what_a_login_node_runs_needs_no_torch(module: str) -> None:
     code = f"import sys, dstrain.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
