@@ -166,10 +166,12 @@ class Masker:
         all_ids = ids.reshape(-1)
         original = all_ids.take(places)
         random_bits = draws(row_keys, self._replacement_counters)
-        action, pick = random_bits >> np.uint64(32), random_bits & np.uint64(0xFFFFFFFF)
+        action = random_bits >> np.uint64(32)
+        replacement = np.where(action < self._below_mask, self._mask_id, original)
+        becomes_random = np.flatnonzero((action >= self._below_mask) & (action < self._below_random))  # one in ten
+        pick = random_bits.reshape(-1)[becomes_random] & np.uint64(0xFFFFFFFF)
         random_ids = self._ordinary_ids.take((pick * np.uint64(len(self._ordinary_ids))) >> np.uint64(32))
-        replacement = np.where(action < self._below_random, random_ids, original)
-        replacement[action < self._below_mask] = self._mask_id
+        replacement.reshape(-1)[becomes_random] = random_ids
         if all_valid:
             all_ids[places] = replacement
             return positions, original
