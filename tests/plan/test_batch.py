@@ -14,7 +14,9 @@ def test_the_batch_is_arithmetic_that_can_be_followed() -> None:
     assert str(batch_plan(recipe, 8)) == "8 ranks × 4 rows × 16 accumulation = 512 rows = 65,536 tokens"
     assert str(batch_plan(recipe, 1)) == "1 rank × 4 rows × 128 accumulation = 512 rows = 65,536 tokens"
     whole = {"global_batch_rows": 256, "micro_batch_rows": 32}
-    assert str(batch_plan(masked_lm(train=whole), 56)) == "56 ranks: 4 or 5 of 256 rows each, 91 % used"
+    assert str(batch_plan(masked_lm(train=whole), 56)) == "56 ranks: 4 or 8 of 256 rows each, 57 % used"
+    a_lane_each = masked_lm(train=whole, data={"lanes": 256})
+    assert str(batch_plan(a_lane_each, 56)) == "56 ranks: 4 or 5 of 256 rows each, 91 % used"
     assert str(batch_plan(masked_lm(train=whole | {"micro_batch_rows": 3}), 64)) == (
         "64 ranks × 2 rows × 2 accumulation = 256 rows = 32,768 tokens"
     )

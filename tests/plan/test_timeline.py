@@ -137,12 +137,18 @@ def test_sources_end_where_the_rows_say_so(
         name: {"weight": weight, "when_exhausted": end} for name, weight, end in zip(names, weights, ends, strict=False)
     }
     recipe = mixed(sources, phases_of(phases), data={"lanes": LANES})
-    timeline = make_timeline(recipe, dict(zip(names, sizes, strict=True)))
+    may_repeat = np.array([sources[name]["when_exhausted"] == "repeat" for name in names])
+    first_epoch = np.array([epoch_tokens(size) for size in sizes])
+    try:
+        timeline = make_timeline(recipe, dict(zip(names, sizes, strict=True)))
+    except RecipeError:  # not a step of the run can be made
+        endless = mixed({name: {"weight": source["weight"]} for name, source in sources.items()}, phases_of(phases))
+        read = lane_tokens(Layout(training_stream(endless, timeline_of(endless))), 0, len(sizes))
+        assert (~may_repeat & (read > first_epoch).any(axis=1)).any()
+        return
     assert timeline is not None
     layout = Layout(training_stream(recipe, timeline))
     read = np.zeros((len(sizes), LANES), np.int64)
-    may_repeat = np.array([sources[name]["when_exhausted"] == "repeat" for name in names])
-    first_epoch = np.array([epoch_tokens(size) for size in sizes])
     for step in range(timeline.total_steps + 1):
         assert (may_repeat | (read <= first_epoch).all(axis=1)).all(), "more than an epoch was read"
         assert [timeline.source_tokens_before(source, step) for source in range(len(sizes))] == read.sum(1).tolist()

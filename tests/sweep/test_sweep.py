@@ -146,7 +146,7 @@ def test_trials_that_all_fail_end_the_sweep_with_their_own_words(
         ("choices: [2, 4]", "choices: [2, 2]", "needs two different choices at least"),
         ("choices: [2, 4]", "choices: 2", "must be a list"),
         ("choices: [2, 4]", "low: 1, choices: [2, 4]", "has choices and a range; keep one of them"),
-        ("choices: [2, 4]", "choices: [2, 3]", "sweep.parameters.train.micro_batch_rows: command line: train."),
+        ("choices: [2, 4]", "choices: [2, 0]", "sweep.parameters.train.micro_batch_rows: command line: train."),
         ("train.micro_batch_rows:", "train.micro_batch_row:", "train.micro_batch_row is an unknown key; did you mean"),
         ("low: 1e-5, high: 1e-2, log: true", "low: -1.5, high: 1e-2", "optimizer.learning_rate=-1.5 must be more than"),
         ("low: 1e-5", "lwo: 1e-5", "sweep.parameters.optimizer.learning_rate.lwo is an unknown key; did you mean"),
