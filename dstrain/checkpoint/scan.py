@@ -95,13 +95,14 @@ def parsed_header(head: bytes) -> Header:
 
 def _tensors(head: bytes) -> list[tuple[str, str, int, int]]:
     """(name, dtype, first byte, byte after the last), in the order of the file; nothing of a damaged header."""
+    tensors = []
     try:
-        return sorted(
-            ((key, about["dtype"], *map(int, about["data_offsets"])) for key, about in parsed_header(head).items()),
-            key=lambda tensor: tensor[2],
-        )
+        for key, about in parsed_header(head).items():
+            first, last = about["data_offsets"]
+            tensors.append((key, about["dtype"], int(first), int(last)))
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
+    return sorted(tensors, key=lambda tensor: tensor[2])
 
 
 def _fill(file: RawIOBase, block: memoryview) -> int:

@@ -8,10 +8,10 @@ distances and all take the same stride from row to row:
 - *A batch* is lanes at equal distances, once for each row that a lane has in it: every arc holds its share of them, to
   less than one row at each of its two ends.
 - *A lane* walks round the circle by `stride`, and *a stretch of steps* by `stride` modulo the distance of two lanes.
-  Both are rotations, and a rotation by a number whose continued fraction has small partial quotients is spread as
-  evenly as can be (Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992, section 3.1). The
-  stride is searched for so that both are, for the weights at hand: a source is at most about three rows ahead or
-  behind, from the beginning of a phase to any step, over all lanes and in each of them.
+  Both are rotations, which are spread as evenly as can be for strides that are no near-fractions of the circle
+  (Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992, section 3.1). The stride is searched
+  for so that both are, for the weights at hand. Of two sources, each is less than a row ahead or behind, over any
+  stretch of steps and in any lane; of three to ten, mostly less than three rows and always less than five.
 
 How many of a lane's first q rows are of one source is a sum of floor((a·i + b) / m) over i < q, which Euclid's
 algorithm gives in a logarithm of steps. So the row at step 10⁹ costs what the first one does.
@@ -20,7 +20,7 @@ algorithm gives in a logarithm of steps. So the row at step 10⁹ costs what the
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +30,10 @@ from dstrain.base.counter_rng import draws, stream_key
 Int64Array = NDArray[np.int64]
 
 CIRCLE_POINTS = 1 << 31  # at most: products of a point and a row then fit 63 bits
-STRIDES_DRAWN = 1 << 15
-STRIDES_MEASURED = 128  # the best of those drawn, by their continued fractions
-ROWS_MEASURED = 1024
-LANES_MEASURED = 24
+STRIDES_DRAWN = 2048
+MOST_STRIDES_OF_AN_ARC = 8
+BATCH_ROUNDS = ((128, 512), (1024, 48))  # rows over which candidates are compared, and how many of them stay
+LANE_ROUNDS = ((128, 2, 256), (512, 8, 32), (4096, 16, 1))  # the same with so many of the lanes
 
 
 class Mixture:
@@ -107,51 +107,77 @@ class Mixture:
 
 @lru_cache(maxsize=256)
 def _stride(ends: tuple[int, ...], lanes: int, spacing: int) -> int:
-    """The stride whose rotations, of a lane and of a batch, miss the shares least. 0 where there is one source."""
+    """The stride of the rotations, of a lane and of a batch, that miss the shares least. 0 where there is one source.
+
+    Candidates are compared over few rows, and those that do best over more. They are drawn, but for the fractions of
+    an arc: an arc that is a few strides long is hit with an error that never grows (Kesten, "On a conjecture of Erdős
+    and Szüsz", 1966). Of two sources, one stride to an arc is never off by a row.
+    """
     circle = lanes * spacing
     arcs = [(start, end) for start, end in zip((0, *ends), ends, strict=False) if start < end]
     if len(arcs) == 1:
         return 0
-    drawn = draws(stream_key("stride", lanes), np.arange(STRIDES_DRAWN, dtype=np.uint64)) % np.uint64(circle)
-    strides = np.maximum(drawn.astype(np.int64), 1)
-    quotients = np.maximum(_quotients(strides, circle), _quotients(strides % spacing, spacing))
-    best = strides[np.argsort(quotients, kind="stable")[:STRIDES_MEASURED]]
-    errors = [_error(int(stride), arcs, lanes, spacing) for stride in best]
-    return int(best[int(np.argmin(errors))])
+    if len(arcs) == 2:
+        return arcs[0][1]
+    of_batches = 1 + _drawn("batches", lanes, spacing - 1) if spacing > 1 else np.ones(1, np.int64)
+    for rows, kept in BATCH_ROUNDS:
+        of_batches = _best(of_batches, _batch_error(of_batches, arcs, lanes, spacing, rows), kept)
+    strides = np.resize(of_batches, STRIDES_DRAWN) + _drawn("turns", lanes, lanes) * spacing
+    fractions = {
+        ((end - start) + turn * circle) // parts % circle
+        for (start, _), (end, _) in combinations(arcs, 2)
+        for parts in range(1, MOST_STRIDES_OF_AN_ARC + 1)
+        for turn in range(parts)
+    }
+    strides = np.concatenate([np.unique(strides), np.array(sorted(fractions - {0})[:STRIDES_DRAWN], np.int64)])
+    for rows, some_lanes, kept in LANE_ROUNDS:
+        error = np.maximum(
+            _batch_error(strides, arcs, lanes, spacing, rows),
+            _lane_error(strides, arcs, lanes, spacing, rows, some_lanes),
+        )
+        strides = _best(strides, error, kept)
+    return int(strides[0])
 
 
-def _error(stride: int, arcs: list[tuple[int, int]], lanes: int, spacing: int) -> int:
-    """How far arcs get from their shares over the first steps, and over the first rows of a lane, in points × rows."""
-    circle, rows = lanes * spacing, np.arange(ROWS_MEASURED, dtype=np.int64)
-    points = rows * stride % circle
-    some_lanes = np.arange(0, lanes, -(-lanes // LANES_MEASURED)) * spacing
-    worst = 0
+def _drawn(purpose: str, lanes: int, below: int) -> Int64Array:
+    """(STRIDES_DRAWN,) numbers from 0 to `below` - 1."""
+    numbers = draws(stream_key(purpose, lanes), np.arange(STRIDES_DRAWN, dtype=np.uint64))
+    return (numbers % np.uint64(below)).astype(np.int64)
+
+
+def _best(strides: Int64Array, errors: Int64Array, kept: int) -> Int64Array:
+    return strides[np.argsort(errors, kind="stable")[:kept]]
+
+
+def _batch_error(strides: Int64Array, arcs: list[tuple[int, int]], lanes: int, spacing: int, rows: int) -> Int64Array:
+    """(strides,): the most that any stretch of batches misses an arc's share by, in points × rows."""
+    firsts = np.arange(rows) * (strides[:, None] % spacing) % spacing  # (strides, rows): of the lanes, on the circle
+    worst = np.zeros(len(strides), np.int64)
     for start, end in arcs:
-        arc = end - start
-        of_lanes = ((points + some_lanes[:, None] - start) % circle < arc).astype(np.int64)
-        of_batch = -(-(arc - (points - start) % spacing) // spacing)
-        for counts, share in ((of_lanes, arc), (of_batch, arc * lanes)):
-            worst = max(worst, int(np.abs(np.cumsum(counts * circle - share, axis=-1)).max()))
+        counts = -(-(end - start - (firsts - start) % spacing) // spacing)
+        worst = np.maximum(worst, _range_of_sums(counts * (lanes * spacing) - (end - start) * lanes))
     return worst
 
 
-def _quotients(numerators: Int64Array, denominator: int) -> Int64Array:
-    """How unevenly rotations by numerators ÷ denominator are spread, by the partial quotients of their fractions.
+def _lane_error(
+    strides: Int64Array, arcs: list[tuple[int, int]], lanes: int, spacing: int, rows: int, some_lanes: int
+) -> Int64Array:
+    """(strides,): the same of any stretch of rows of some lanes."""
+    circle = lanes * spacing
+    starts = np.arange(0, lanes, -(-lanes // some_lanes)) * spacing
+    points = (np.arange(rows) * strides[:, None] % circle)[:, None, :] + starts[:, None]  # (strides, lanes, rows)
+    points -= circle * (points >= circle)
+    worst = np.zeros(len(strides), np.int64)
+    for start, end in arcs:
+        is_source = (points >= start) & (points < end)
+        worst = np.maximum(worst, _range_of_sums(is_source * circle - (end - start)).max(axis=-1))
+    return worst
 
-    The sum of those that runs of `ROWS_MEASURED` rows can feel, and the largest of the rest, which longer runs feel.
-    """
-    large, small = np.full_like(numerators, denominator), numerators.copy()
-    near, far = np.zeros_like(numerators), np.zeros_like(numerators)
-    previous, convergent = np.zeros_like(numerators), np.ones_like(numerators)
-    while (going := small > 0).any():
-        quotient = np.where(going, large // np.maximum(small, 1), 0)
-        is_near = convergent < ROWS_MEASURED
-        near += np.where(is_near, quotient, 0)
-        far = np.maximum(far, np.where(is_near, 0, quotient))
-        large, small = np.where(going, small, large), np.where(going, large - quotient * small, 0)
-        # Beyond what is near, only that is known of a convergent that it stays there.
-        previous, convergent = convergent, np.where(is_near, quotient * convergent + previous, convergent)
-    return near + far
+
+def _range_of_sums(terms: Int64Array) -> Int64Array:
+    """(…, n) → (…,): the largest absolute sum of terms that follow each other."""
+    sums = np.cumsum(terms, axis=-1)
+    return np.asarray(np.maximum(sums.max(axis=-1), 0) - np.minimum(sums.min(axis=-1), 0))
 
 
 def _sums_of_floors(counts: Int64Array, modulus: int, factor: int, offsets: Int64Array) -> Int64Array:

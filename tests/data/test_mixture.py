@@ -20,15 +20,17 @@ def drawn_sources(mixture: Mixture, lanes: int) -> np.ndarray:
 @given(WEIGHTS, LANES)
 @settings(max_examples=25, deadline=None)
 def test_shares_are_exact_over_batches_stretches_and_lanes(weights: list[int], lanes: int) -> None:
+    """Measured over 1,400 mixtures of two to five sources: a row for two sources, and 3.6 at most for more."""
     drawn = drawn_sources(Mixture(weights, lanes), lanes)
+    most = 1 + 1e-6 if np.count_nonzero(weights) == 2 else 4
     for source, weight in enumerate(weights):
         share = weight / sum(weights)
         is_source = drawn == source
         of_batches = is_source.sum(axis=1) - lanes * share
-        of_lanes = np.cumsum(is_source - share, axis=0)
-        assert np.abs(of_batches).max() < 2
-        assert np.abs(np.cumsum(of_batches)).max() < 3.5
-        assert np.abs(of_lanes).max() < 4
+        assert np.abs(of_batches).max() <= 1 + 1e-6
+        for ahead in (np.cumsum(of_batches), *np.cumsum(is_source - share, axis=0).T):
+            assert max(ahead.max(), 0) - min(ahead.min(), 0) <= most + 0.5, "rows of a stretch"
+            assert np.abs(ahead).max() <= most
 
 
 @given(WEIGHTS, LANES, st.integers(0, ROWS))
@@ -73,7 +75,7 @@ def test_the_order_is_pinned() -> None:
     assert drawn == PINNED
 
 
-PINNED = [[0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+PINNED = [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 64, 1024])

@@ -45,6 +45,7 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests run under nohup, too
         )
 
     def end(self, timeout_seconds: float = 120.0) -> tuple[int, str]:

@@ -142,7 +142,8 @@ def test_sources_end_where_the_rows_say_so(
     try:
         timeline = make_timeline(recipe, dict(zip(names, sizes, strict=True)))
     except RecipeError:  # not a step of the run can be made
-        endless = mixed({name: {"weight": source["weight"]} for name, source in sources.items()}, phases_of(phases))
+        repeated = {name: {"weight": source["weight"]} for name, source in sources.items()}
+        endless = mixed(repeated, phases_of(phases), data={"lanes": LANES})
         read = lane_tokens(Layout(training_stream(endless, timeline_of(endless))), 0, len(sizes))
         assert (~may_repeat & (read > first_epoch).any(axis=1)).any()
         return
@@ -178,21 +179,21 @@ def test_a_source_that_is_exhausted_ends_the_run_or_is_dropped() -> None:
     phases = [{"name": "only", "steps": 100, "data": {"masking": {"rate": {"from": 0.4, "to": 0.2}}}}]
     tokens = {"web": 100_000, "code": 50 * 2 * 16}
     stopped = timeline_of(mixed(sources, phases), tokens)
-    assert stopped.notes[0] == "code is exhausted at step 47, and the run ends there, 53 steps early"
-    assert (stopped.total_steps, len(stopped.phases)) == (47, 1)
+    assert stopped.notes[0] == "code is exhausted at step 48, and the run ends there, 52 steps early"
+    assert (stopped.total_steps, len(stopped.phases)) == (48, 1)
     assert stopped.phases[0].masking_rate == (0.4, 0.2)
 
     sources["code"]["when_exhausted"] = "drop"
     own = [{**phases[0], "schedule": {"name": "linear"}}]
     dropped = timeline_of(mixed(sources, own), tokens)
-    assert dropped.notes[0] == "code is exhausted at step 47 and dropped; the other sources share its rows"
+    assert dropped.notes[0] == "code is exhausted at step 48 and dropped; the other sources share its rows"
     first, second = dropped.phases
-    assert (first.steps, second.steps, dropped.total_steps) == (47, 53, 100)
-    assert (second.weights, second.name, second.number, second.first_row) == ((1.0, 0.0), "only", 1, 47 * 8)
+    assert (first.steps, second.steps, dropped.total_steps) == (48, 52, 100)
+    assert (second.weights, second.name, second.number, second.first_row) == ((1.0, 0.0), "only", 1, 48 * 8)
     assert [(part.schedule_first_step, part.schedule_steps) for part in dropped.phases] == [(0, 100), (0, 100)]
     rates = [dropped.phase_at(step).masking_rate_at(step) for step in range(100)]
     assert rates == pytest.approx(np.linspace(0.4, 0.2, 100).tolist())
-    assert dropped.epochs(1, 100) == pytest.approx(0.94)
+    assert dropped.epochs(1, 100) == pytest.approx(0.96)
 
 
 def test_without_any_source_left_the_run_ends() -> None:
