@@ -8,7 +8,8 @@ All that a phase needs of those before it is how many tokens of each source each
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,12 @@ class RowPlaces:
     row_numbers: Int64Array
     sources: Int64Array
     positions: Int64Array
+
+    def reordered(self, order: Int64Array) -> Self:
+        """The same with each lane's rows in another order, (lanes, rows of a lane)."""
+        columns = (self.row_numbers, self.sources, self.positions)
+        row_numbers, sources, positions = (np.take_along_axis(column, order, 1) for column in columns)
+        return replace(self, row_numbers=row_numbers, sources=sources, positions=positions)
 
 
 @dataclass(frozen=True)

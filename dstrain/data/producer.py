@@ -109,29 +109,32 @@ class RankRows:
         maker = self._makers[phase.number]
         buffer.digest[...] = 0
         buffer.step[...] = places.step
+        buffer.sources[...] = places.sources.T.reshape(-1)
         lanes_at_once = max(1, CACHED_TOKENS // (phase.lane_rows * phase.spec.sequence_length))
         in_turn = buffer.records.items.reshape(phase.lane_rows, len(self._lanes), -1)
+        # A lane's rows of one source follow one another in it: they are read together, and then put in their turn.
+        order = np.argsort(places.sources, axis=1, kind="stable")
+        by_source = places.reordered(order)
+        lane_numbers = np.arange(len(self._lanes))[:, None]
         for first in range(0, len(self._lanes), lanes_at_once):
             some = slice(first, first + lanes_at_once)
-            made = maker.make(places, some, self._read(places, some))
+            made = maker.make(by_source, some, self._read(by_source, some))
             buffer.digest += made.digest()
-            in_turn[:, some] = made.items.reshape(-1, phase.lane_rows, made.items.shape[1]).swapaxes(0, 1)
-        buffer.sources[...] = places.sources.T.reshape(-1)
+            in_turn[order[some], lane_numbers[some]] = made.items.reshape(-1, *in_turn.shape[::2])
 
     def _read(self, places: RowPlaces, some: slice) -> list[TokenIds]:
-        """The tokens of the rows of some lanes, lane by lane, as slices of documents."""
+        """The tokens of the rows of some lanes, lane by lane and source by source, as slices of documents."""
         slices: list[TokenIds] = []
-        length, count = places.phase.spec.sequence_length, places.phase.lane_rows
-        lanes, positions = places.lanes[some].tolist(), places.positions[some]
-        if len(self._sources) == 1:  # the rows of a lane follow one another
-            read = self._sources[0].read
-            for lane, position in zip(lanes, positions[:, 0].tolist(), strict=True):
-                read(lane, position, count * length, slices)
-            return slices
+        sources, row_tokens = places.sources[some], places.phase.spec.sequence_length
+        begins = np.ones(sources.shape, np.bool_)  # where rows of another source, or of another lane, begin
+        begins[:, 1:] = sources[:, 1:] != sources[:, :-1]
+        runs = np.flatnonzero(begins)
+        tokens = np.diff(runs, append=sources.size) * row_tokens
+        lanes, positions = places.lanes[some][runs // sources.shape[1]], places.positions[some].reshape(-1)[runs]
+        columns = (sources.reshape(-1)[runs], lanes, positions, tokens)
         readers = [source.read for source in self._sources]
-        for lane, sources, lane_positions in zip(lanes, places.sources[some].tolist(), positions.tolist(), strict=True):
-            for source, position in zip(sources, lane_positions, strict=True):
-                readers[source](lane, position, length, slices)
+        for source, lane, position, count in zip(*(column.tolist() for column in columns), strict=True):
+            readers[source](lane, position, count, slices)
         return slices
 
 
