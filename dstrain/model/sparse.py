@@ -9,17 +9,26 @@ from dstrain.model.encoder import encode_packed, predict_pairs, predict_tokens
 IGNORED = -100  # label of a slot that holds nothing
 
 
-class SparseMaskedLm(nn.Module):
-    """A Transformers masked-LM model that returns the *sum* of the cross-entropies of a micro-batch.
+class Objective(nn.Module):
+    """What an objective trains: its forward pass takes what the objective's `arrays` gives, by name, and `sources`.
 
-    A sum, because only the step knows by how many targets to divide: the mean over a micro-batch would weigh
-    targets differently in every split of the global batch. Under 15 % masking the head works on 15 % of the tokens.
+    It returns of each term of the loss the *sum* of the losses and the number of right predictions: fp32 (terms,), or
+    scalars where there is one term. Sums, because only the step knows by how many targets to divide: the mean over a
+    micro-batch would weigh targets differently in every split of the global batch.
 
-    Given the sources of the rows, `source_sums` holds after a forward pass what each of them has in it: sum of the
-    losses, right predictions and targets, fp64 (sources, 3).
+    `model` is what checkpoints hold. Given the sources of the rows, int64 (rows,), `source_sums` holds after a forward
+    pass what each of them has in the first term: sum of the losses, right predictions and targets, fp64 (sources, 3).
     """
 
+    model: PreTrainedModel
     source_sums: Tensor | None = None
+
+
+class SparseMaskedLm(Objective):
+    """A Transformers masked-LM model that returns the *sum* of the cross-entropies of a micro-batch.
+
+    Under 15 % masking the head works on 15 % of the tokens.
+    """
 
     def __init__(self, model: PreTrainedModel, source_count: int = 1) -> None:
         super().__init__()
@@ -63,12 +72,7 @@ class SparseMaskedLm(nn.Module):
 
 
 class SparsePreTraining(SparseMaskedLm):
-    """BertForPreTraining that does the same, and judges of each pair whether its two texts belong together.
-
-    After a forward pass `pair_sums` holds the pairs' own: sum of the losses and number right, fp32 (2,).
-    """
-
-    pair_sums: Tensor
+    """BertForPreTraining that does the same, and judges of each pair whether its two texts belong together."""
 
     def forward(  # type: ignore[override]
         self,
@@ -79,24 +83,21 @@ class SparsePreTraining(SparseMaskedLm):
         labels: Tensor,
         pair_starts: Tensor,
         pair_labels: Tensor,
-        pair_weight: Tensor,
         sources: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Sum of the losses, and number of right predictions of masked tokens, both fp32 scalars.
+        """Sums of the losses and numbers of right predictions of masked tokens and of pairs, both fp32 (2,).
 
         Args:
             input_ids, position_ids, masked_positions, labels: as for `SparseMaskedLm`; every pair is a document.
             token_type_ids: int64 (rows, tokens), 1 in the second text of a pair.
             pair_starts: int64 (rows, pairs), where the pairs have their [CLS].
             pair_labels: int64 (rows, pairs), 0 or 1; `IGNORED` in slots that hold nothing.
-            pair_weight: fp32 scalar, what the loss of a pair counts beside that of a masked token.
             sources: as for `SparseMaskedLm`.
         """
         hidden = encode_packed(self.model, input_ids, position_ids, token_type_ids=token_type_ids)
         loss, right = self.masked_sums(hidden, masked_positions, labels, sources)
         pair_loss, pairs_right = summed(predict_pairs(self.model, hidden_at(hidden, pair_starts)), pair_labels)
-        self.pair_sums = torch.stack([pair_loss.detach(), pairs_right])
-        return loss + pair_weight * pair_loss, right
+        return torch.stack([loss, pair_loss]), torch.stack([right, pairs_right])
 
 
 def hidden_at(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ class ExampleTask(Task, Generic[E]):
         return StepBatch(
             data_step=step,
             micro_batches=micro_batches + [MicroBatch(self.inputs(chosen[:1]), row_numbers[:0])] * missing,
-            targets=sum(row.targets for row in chosen),
+            counts=(sum(row.targets for row in chosen),),
             digest=digest,
         )
 

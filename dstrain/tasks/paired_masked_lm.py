@@ -1,12 +1,11 @@
 """Masked-language modelling with next-sentence or sentence-order prediction beside it: `data.pairs` of a recipe."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from dstrain.data.pairs import token_types
@@ -14,7 +13,7 @@ from dstrain.data.rows import StepRows
 from dstrain.model.encoder import encode_packed, predict_pairs, predict_tokens
 from dstrain.model.sparse import SparsePreTraining
 from dstrain.tasks.masked_lm import MaskedLm
-from dstrain.tasks.task import MicroBatch, StepBatch
+from dstrain.tasks.task import LossTerm
 
 
 class PairedMaskedLm(MaskedLm):
@@ -25,37 +24,15 @@ class PairedMaskedLm(MaskedLm):
 
     auto_model = AutoModelForPreTraining
     wrapper = SparsePreTraining
-    module: SparsePreTraining
+    terms = (LossTerm("masked"), LossTerm("pair", labels="pair_labels"))
 
     def arrays(self, rows: StepRows) -> dict[str, NDArray[np.integer]]:
-        """See `MaskedLm`."""
+        """See `Pretraining`."""
         return super().arrays(rows) | {
             "token_type_ids": token_types(rows.pairs, rows.input_ids.shape[1]),
             "pair_starts": rows.pairs[:, :, 0],
             "pair_labels": rows.pairs[:, :, 3],
         }
-
-    def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:
-        """See `Task`: what a pair counts, so that the loss, divided by the masked tokens, is the sum of two means."""
-        own = [sum(batch.targets for batch in batches), sum(batch.pairs for batch in batches)]
-        targets, pairs = self.runtime.all_reduce_sum(own)
-        weight = torch.tensor(targets / max(pairs, 1), dtype=torch.float32, device=self.runtime.device)
-        return [
-            replace(batch, micro_batches=[each.with_inputs(pair_weight=weight) for each in batch.micro_batches])
-            for batch in batches
-        ]
-
-    def sums(self, module: nn.Module, micro_batch: MicroBatch) -> Tensor:
-        """See `MaskedLm`: loss, right and targets of the pairs come after those of the masked tokens, fp64 (6,)."""
-        without_pairs = micro_batch.with_inputs(pair_weight=torch.zeros((), device=self.runtime.device))
-        masked = super().sums(module, without_pairs)
-        pairs = (micro_batch.inputs["pair_labels"] >= 0).sum(dtype=torch.float64)
-        return torch.cat([masked, self.module.pair_sums.double(), pairs[None]])
-
-    def metrics(self, sums: NDArray[np.float64]) -> dict[str, float]:
-        """See `MaskedLm`: loss, perplexity and accuracy are those of the masked tokens."""
-        loss, right, _ = sums[3:] / max(sums[5], 1.0)
-        return super().metrics(sums[:3]) | {"pair_loss": float(loss), "pair_accuracy": float(right)}
 
     @staticmethod
     def training_logits(model: PreTrainedModel, documents: Sequence[Tensor]) -> list[Tensor]:

@@ -24,21 +24,53 @@ LARGEST_LOSS = 80.0  # of which a perplexity is told
 
 
 @dataclass(frozen=True)
+class LossTerm:
+    """A part of a loss: the sum of its losses over the global batch, divided by its targets there, times `weight`.
+
+    The loss of a step is the sum of its terms. The first one's targets are those that logs and replays count.
+    """
+
+    name: str
+    labels: str = "labels"  # the module's input that holds its targets: entries below 0 are none
+    weight: float = 1.0
+
+
+def term_weights(terms: Sequence[LossTerm], counts: Sequence[int]) -> list[float]:
+    """What a loss of each term counts, so that the weighted sum ÷ the first term's targets is the sum of all terms.
+
+    Args:
+        terms: of the loss.
+        counts: targets of each in the global batch.
+    """
+    return [term.weight * (counts[0] / max(count, 1)) for term, count in zip(terms, counts, strict=True)]
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Rows that go through the model together.
 
     `row_numbers` are those of its first rows. What comes after them has no targets: it gives all micro-batches of a
     step one shape. A micro-batch without row numbers is there so that every rank makes as many passes, which ZeRO's
-    collectives need.
+    collectives need. `weights`, fp32 (terms,), are those of `term_weights`; None where the loss has one term.
     """
 
     inputs: Inputs
     row_numbers: NDArray[np.int64]
+    weights: Tensor | None = None
 
     def run(self, module: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Sum of the losses, and number of right predictions; both 0, gradients too, where no row counts."""
-        loss, right = module(**self.inputs)
-        return (loss, right) if len(self.row_numbers) else (loss * 0, right * 0)
+        """What to backpropagate, and the number of right predictions of the first term, both scalars."""
+        sums, right = self.sums(module)
+        loss = sums if self.weights is None else (sums * self.weights).sum()
+        return loss, right.view(-1)[0]
+
+    def sums(self, module: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What the module returns: of each term the sum of its losses and the number of right predictions.
+
+        Both are 0, gradients too, where no row counts.
+        """
+        sums, right = module(**self.inputs)
+        return (sums, right) if len(self.row_numbers) else (sums * 0, right * 0)
 
     def with_inputs(self, **inputs: Tensor) -> Self:
         """The same rows with more for the module, or something else."""
@@ -49,18 +81,22 @@ class MicroBatch:
 class StepBatch:
     """One rank's share of one global step.
 
-    Every rank has as many micro-batches. `targets` counts what the loss sums over on this rank, `pairs` what a second
-    loss beside it does; `digest` is two int64 whose sums over ranks, modulo 2**64, identify the global batch.
+    Every rank has as many micro-batches. `counts` has the targets of each term of the loss on this rank; `digest` is
+    two int64 whose sums over ranks, modulo 2**64, identify the global batch.
     `source_rows` counts the rows of each source (sources,), where there are several. Padding counts nowhere.
     """
 
     data_step: int
     micro_batches: Sequence[MicroBatch]
-    targets: int
+    counts: tuple[int, ...]
     digest: NDArray[np.int64]  # (2,)
-    pairs: int = 0
     source_rows: NDArray[np.int64] | None = None
     seconds_waited: float = 0.0
+
+    @property
+    def targets(self) -> int:
+        """Targets of the first term."""
+        return self.counts[0]
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -151,7 +187,9 @@ class Task(ABC):
     auto_model: ClassVar[Any]  # the class of Transformers that loads what is exported
     model: PreTrainedModel  # fp32 as Transformers builds it: the names and shapes of what is saved
     runtime: Runtime
-    module: nn.Module  # wraps `model`; called on a micro-batch it returns (sum of losses, number right)
+    module: nn.Module  # wraps `model`; called on a micro-batch it returns (sums of losses, numbers right): (terms,), or
+    # scalars where there is one term
+    terms: tuple[LossTerm, ...] = (LossTerm("loss"),)
     totals: TaskTotals
     lanes: int  # row r since the origin is of lane r mod lanes
     origin: tuple[int, int] = (0, 0)  # data step and row at which today's data began: after `--allow data-change`
@@ -191,14 +229,22 @@ class Task(ABC):
         """Make of the model what it is in a phase. Cheap, and the same however the run came there."""
 
     def completed(self, batches: Sequence[StepBatch]) -> Sequence[StepBatch]:
-        """The batches with what their micro-batches need of the whole global batch: nothing, for most losses.
+        """The batches with what their micro-batches need of the whole global batch: the weights of several terms.
 
         A collective call, before the forward passes of a step.
 
         Args:
             batches: this rank's share of a global step; or the shares of all ranks, where one process replays them.
         """
-        return batches
+        if len(self.terms) == 1:
+            return batches
+        own = np.sum([batch.counts for batch in batches], axis=0)
+        counts = self.runtime.all_reduce_sum(own).tolist()
+        weights = torch.tensor(term_weights(self.terms, counts), dtype=torch.float32, device=self.runtime.device)
+        return [
+            replace(batch, micro_batches=[replace(each, weights=weights) for each in batch.micro_batches])
+            for batch in batches
+        ]
 
     def source_sums(self) -> Tensor | None:
         """Of the last forward pass: each source's losses, right predictions and targets, fp64 (sources, 3).

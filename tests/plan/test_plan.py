@@ -262,9 +262,9 @@ def test_pairs_are_planned_exactly() -> None:
     module, (_, batch) = SparsePreTraining(model), run(recipe)
     named = dict(zip(("input_ids", "position_ids", "masked_positions", "labels"), batch, strict=True))
     starts = torch.zeros(2, pairs_per_row(recipe, recipe.data.sequence_length), dtype=torch.int64)
-    types, labels, weight = torch.zeros_like(batch[0]), torch.ones_like(starts), torch.ones(())
+    types, labels = torch.zeros_like(batch[0]), torch.ones_like(starts)
     with FlopCounterMode(display=False) as counter, kept_of(module) as kept:
-        module(**named, token_type_ids=types, pair_starts=starts, pair_labels=labels, pair_weight=weight)
+        module(**named, token_type_ids=types, pair_starts=starts, pair_labels=labels)
     shape = model_shape(recipe.model)
     assert step_flops(recipe, shape).forward * batch[0].numel() == pytest.approx(counter.get_total_flops(), rel=1e-12)
     counts = parameters_of(recipe.model, shape, recipe.objective)
