@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.phases import RankPhase
 from dstrain.base.store import Place
 from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import Manifest, run_of, step_of
 from dstrain.checkpoint.retention import Retention, prune
-from dstrain.checkpoint.targets import Phase, Target, target_of, write_small
+from dstrain.checkpoint.targets import OnPhase, Target, target_of, write_small
 from dstrain.errors import DISK_FULL, CheckpointError
 from dstrain.runtime.runtime import Runtime
 
@@ -37,29 +38,29 @@ class Committed:
 
 
 def commit(
-    runtime: Runtime, run_dir: Path, pieces: Sequence[Piece], manifest: Manifest, phase: Phase = lambda _: None
+    runtime: Runtime, run_dir: Path, pieces: Sequence[Piece], manifest: Manifest, phase: OnPhase = lambda _: None
 ) -> Committed:
     """Write and commit a checkpoint. A collective call, on one thread of each rank.
 
     Args:
         pieces: (key, 1-D tensor) of all that this rank saves.
         manifest: of the checkpoint, as yet without files; rank 0's is used.
-        phase: told the name of each phase as it begins, for status files and fault drills.
+        phase: told each phase as it begins, for status files and fault drills.
 
     Raises:
         CheckpointError: some rank could not write; no committed checkpoint was touched. Raised on all ranks.
     """
     target = target_of(run_dir, manifest.step)
-    phase("save:stage")
+    phase(RankPhase.SAVE_STAGE)
     votes = runtime.gather_votes(_refusal(target.prepare, target.writing) if runtime.rank == 0 else None)
     _require_all(votes, target, runtime)
-    phase("save:write")
+    phase(RankPhase.SAVE_WRITE)
     name = f"rank-{runtime.rank:05d}.safetensors"
     vote = _write(target, name, pieces)
-    phase("save:vote")
+    phase(RankPhase.SAVE_VOTE)
     votes = runtime.gather_votes({"file": name, **vote})
     _require_all(votes, target, runtime)
-    phase("save:commit")
+    phase(RankPhase.SAVE_COMMIT)
     files = {vote.pop("file"): vote for vote in votes}
     refusal = None
     if runtime.rank == 0:
@@ -69,7 +70,7 @@ def commit(
     return Committed(target.final, sum(file["bytes"] for file in files.values()))
 
 
-def conclude(runtime: Runtime, saved: Place, retention: Retention, phase: Phase = lambda _: None) -> None:
+def conclude(runtime: Runtime, saved: Place, retention: Retention, phase: OnPhase = lambda _: None) -> None:
     """Point `latest` at a committed checkpoint and remove those that need not be kept. A collective call.
 
     Args:
@@ -78,13 +79,13 @@ def conclude(runtime: Runtime, saved: Place, retention: Retention, phase: Phase 
     Raises:
         CheckpointError: rank 0 could not do it; what is committed stays. Raised on all ranks.
     """
-    phase("save:latest")
+    phase(RankPhase.SAVE_LATEST)
     refusal = None
     if runtime.rank == 0:
         latest = saved.parent / LATEST
         refusal = _refusal(lambda: write_small(latest, f"{saved.name}\n"), latest)
     if runtime.rank == 0 and refusal is None:
-        phase("save:prune")
+        phase(RankPhase.SAVE_PRUNE)
         refusal = _refusal(lambda: prune(run_of(saved), retention, up_to_step=step_of(saved) or 0), saved.parent)
     _require_all(runtime.gather_votes(refusal), None, runtime, saved=saved)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dstrain.base.durable import sync_folder, write_durably
+from dstrain.base.phases import RankPhase
 from dstrain.base.store import Place, StorePath
 from dstrain.checkpoint.files import Written, write_safetensors
 from dstrain.checkpoint.fragments import Piece
@@ -21,7 +22,7 @@ from dstrain.checkpoint.retention import discard
 from dstrain.checkpoint.store_owner import require_owned
 from dstrain.errors import CheckpointError
 
-Phase = Callable[[str], None]
+OnPhase = Callable[[RankPhase], None]
 
 
 class Target(Protocol):
@@ -41,7 +42,7 @@ class Target(Protocol):
     def write(self, name: str, pieces: Sequence[Piece]) -> Written:
         """Write one rank's file. By every rank."""
 
-    def commit(self, manifest: str, phase: Phase) -> None:
+    def commit(self, manifest: str, phase: OnPhase) -> None:
         """Make it a checkpoint. By rank 0, once every rank has written."""
 
     def abandon(self) -> None:
@@ -82,10 +83,10 @@ class DiskTarget:
                 path.unlink(missing_ok=True)  # before free space is looked at, and stated
             raise
 
-    def commit(self, manifest: str, phase: Phase) -> None:
+    def commit(self, manifest: str, phase: OnPhase) -> None:
         """See `Target`."""
         write_durably(self.writing / MANIFEST, manifest)
-        phase("save:rename")
+        phase(RankPhase.SAVE_RENAME)
         if self.final.exists():  # the same step, saved by an earlier attempt, whose checkpoint did not verify
             discard(self.final)
         self.writing.rename(self.final)
@@ -114,12 +115,12 @@ class StoreTarget:
         """See `Target`."""
         return write_safetensors(self.final / name, pieces)
 
-    def commit(self, manifest: str, phase: Phase) -> None:
+    def commit(self, manifest: str, phase: OnPhase) -> None:
         """See `Target`."""
         recipe = self._run_dir / "recipe.yaml"
         if recipe.is_file():  # so that what is in the store can be used by itself
             (self.final.parent / recipe.name).write_text(recipe.read_text(encoding="utf-8"))
-        phase("save:rename")
+        phase(RankPhase.SAVE_RENAME)
         require_owned(self.final.parent, self._run_dir)
         (self.final / MANIFEST).write_text(manifest)
 

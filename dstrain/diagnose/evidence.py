@@ -171,7 +171,7 @@ def rank_failures(
 
 
 def hang_words(hang: Mapping[str, Any]) -> str:
-    """What `dstrain.rundir.pulse` has found of a rank that it killed."""
+    """What `dstrain.rundir.heartbeat` has found of a rank that it killed."""
     how = "its process was stopped" if hang["is_stopped"] else "it stood still"
     return f"{how} for {hang['seconds']:.0f} s in phase {hang['phase']}, and was killed"
 

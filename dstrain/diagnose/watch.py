@@ -27,15 +27,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.phases import RankPhase
 from dstrain.diagnose import stacks
 from dstrain.diagnose.flight_recorder import have_recorded
 from dstrain.errors import UserError
 from dstrain.recipe.load import load_recipe
 from dstrain.rundir.attempt_files import write_json
-from dstrain.rundir.pulse import Pulse, read_pulses
+from dstrain.rundir.heartbeat import Heartbeat, read_heartbeats
 from dstrain.rundir.run_folder import attempt_folder, node_status_folder, read_json
 
-ALONE = ("data",)  # phases in which a rank waits for no other
 STACKS_SECONDS = 1.0  # for all threads' stacks to be written
 STATUS_EVERY_SECONDS, RARELY_SECONDS = 2.0, 10.0  # between two statuses of a node: of a few nodes, of very many
 _NODES_A_SECOND = 10  # that write one, on a disk that all share
@@ -44,27 +44,30 @@ _LEAST_SAMPLES, _KEPT_SAMPLES = 3, 60  # at one a second at most, the last minut
 
 
 def hanging(
-    pulses: Sequence[Pulse],
+    heartbeats: Sequence[Heartbeat],
     now: float,
     limit_seconds: float,
     elsewhere: Callable[[], Sequence[float] | None] = list,
-) -> Pulse | None:
+) -> Heartbeat | None:
     """The rank of this node to blame for standing still, if there is one. Pure; see the module's docstring.
 
     Args:
-        pulses: of this node's ranks.
+        heartbeats: of this node's ranks.
         now: by the clock that they go by.
         limit_seconds: how long a rank may stand still.
         elsewhere: how many phases each rank of the other nodes has begun; None where one of them is not known to
             stand still. Called only if that decides.
     """
-    late = [pulse for pulse in pulses if now - pulse.monotonic > limit_seconds]
-    for suspects in ([p for p in late if p.is_stopped], [p for p in late if p.phase in ALONE]):
+    late = [heartbeat for heartbeat in heartbeats if now - heartbeat.monotonic > limit_seconds]
+    for suspects in (
+        [beat for beat in late if beat.is_stopped],
+        [beat for beat in late if beat.phase.waits_for_no_rank],
+    ):
         if suspects:
-            return min(suspects, key=lambda pulse: pulse.monotonic)
-    if late and len(late) == len(pulses) and (counts := elsewhere()) is not None:
-        behind, *others = sorted(late, key=lambda pulse: pulse.count)
-        ahead = [*(pulse.count for pulse in others), *counts]
+            return min(suspects, key=lambda heartbeat: heartbeat.monotonic)
+    if late and len(late) == len(heartbeats) and (counts := elsewhere()) is not None:
+        behind, *others = sorted(late, key=lambda heartbeat: heartbeat.count)
+        ahead = [*(heartbeat.count for heartbeat in others), *counts]
         if ahead and behind.count < min(ahead):
             return behind
     return None
@@ -74,18 +77,18 @@ class Pace:
     """How long a rank's steps take, and how much of that is its own: medians of about the last minute."""
 
     def __init__(self) -> None:
-        self._last: Pulse | None = None
+        self._last: Heartbeat | None = None
         self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT_SAMPLES)  # (own, whole) seconds for a step
 
-    def observe(self, pulse: Pulse) -> None:
-        """Take in the rank's newest sign of life."""
+    def observe(self, heartbeat: Heartbeat) -> None:
+        """Take in the rank's newest heartbeat."""
         last = self._last
-        if last is None or pulse.step > last.step:
+        if last is None or heartbeat.step > last.step:
             if last is not None and last.step > 0:  # the first step is not like the others
-                steps = pulse.step - last.step
-                own, whole = pulse.own_seconds - last.own_seconds, pulse.monotonic - last.monotonic
+                steps = heartbeat.step - last.step
+                own, whole = heartbeat.own_seconds - last.own_seconds, heartbeat.monotonic - last.monotonic
                 self._samples.append((own / steps, whole / steps))
-            self._last = pulse
+            self._last = heartbeat
 
     def as_json(self) -> dict[str, float | None]:
         """`own_step_seconds` and `step_seconds`; None as long as there are too few steps to tell."""
@@ -139,17 +142,17 @@ class Watch:
     def _follow(self) -> None:
         self._write([])
         while not self._ended.wait(min(_LOOK_EVERY_SECONDS, self._limit / 4)):
-            pulses = read_pulses()
-            for pulse in pulses:
-                self._paces.setdefault(pulse.rank, Pace()).observe(pulse)
+            heartbeats = read_heartbeats()
+            for heartbeat in heartbeats:
+                self._paces.setdefault(heartbeat.rank, Pace()).observe(heartbeat)
             is_due = time.monotonic() - self._written >= self._status_every_seconds
             if is_due:
-                self._write(pulses)
+                self._write(heartbeats)
             elsewhere = self._counts_elsewhere if is_due else lambda: None  # no more often than they are written
-            blamed = hanging(pulses, time.monotonic(), self._limit, elsewhere)
+            blamed = hanging(heartbeats, time.monotonic(), self._limit, elsewhere)
             if blamed is not None:
-                self._write(pulses)
-                self._end(blamed, pulses)
+                self._write(heartbeats)
+                self._end(blamed, heartbeats)
                 return
 
     def _counts_elsewhere(self) -> list[float] | None:
@@ -161,37 +164,44 @@ class Watch:
                 return None
             for rank in status["ranks"]:
                 is_late = "count" in rank and rank["seconds"] > self._limit
-                if not is_late or rank["is_stopped"] or rank["phase"] in ALONE:  # its own agent blames it
+                if (
+                    not is_late or rank["is_stopped"] or RankPhase(rank["phase"]).waits_for_no_rank
+                ):  # its own agent blames it
                     return None
                 counts.append(rank["count"])
         return counts
 
-    def _write(self, pulses: Sequence[Pulse], *, is_over: bool = False) -> None:
+    def _write(self, heartbeats: Sequence[Heartbeat], *, is_over: bool = False) -> None:
         """The node's status, as a whole. A disk that is full at the moment costs no more than that."""
         self._written = now = time.monotonic()
-        alive = {pulse.rank: pulse for pulse in pulses}
+        alive = {heartbeat.rank: heartbeat for heartbeat in heartbeats}
         self._seen |= alive.keys()
         ranks = []
         for rank, pace in sorted(self._paces.items()):
-            if (pulse := alive.get(rank)) is not None:
-                known = {"pid": pulse.pid, "phase": pulse.phase, "step": pulse.step, "is_stopped": pulse.is_stopped}
-                known |= {"count": pulse.count, "seconds": round(now - pulse.monotonic, 1)}
+            if (heartbeat := alive.get(rank)) is not None:
+                known = {
+                    "pid": heartbeat.pid,
+                    "phase": heartbeat.phase,
+                    "step": heartbeat.step,
+                    "is_stopped": heartbeat.is_stopped,
+                }
+                known |= {"count": heartbeat.count, "seconds": round(now - heartbeat.monotonic, 1)}
                 ranks.append({"rank": rank, **known, **pace.as_json()})
             else:
-                phase = "ended" if is_over or rank in self._seen else "starting"
+                phase = RankPhase.ENDED if is_over or rank in self._seen else RankPhase.STARTING
                 ranks.append({"rank": rank, "pid": None, "phase": phase, "seconds": round(now - self._began, 1)})
         with contextlib.suppress(OSError):
             write_json(
                 self._status_file, {**self._status, "is_over": is_over, "time_unix": time.time(), "ranks": ranks}
             )
 
-    def _end(self, blamed: Pulse, pulses: Sequence[Pulse]) -> None:
+    def _end(self, blamed: Heartbeat, heartbeats: Sequence[Heartbeat]) -> None:
         """Have everything written down that can be known, then kill the rank."""
         seconds = time.monotonic() - blamed.monotonic
         frames, text = _stack(blamed)
-        for pulse in pulses:
-            have_recorded(os.environ, pulse.rank)
-            _send(pulse.pid, signal.SIGUSR2)
+        for heartbeat in heartbeats:
+            have_recorded(os.environ, heartbeat.rank)
+            _send(heartbeat.pid, signal.SIGUSR2)
         self._ended.wait(STACKS_SECONDS)
         if not frames:
             logs = (self._folder / "logs").glob(f"*/rank-{blamed.rank:05d}.log")
@@ -215,7 +225,7 @@ def _file_name(node: int) -> str:
     return f"node-{node:05d}.json"
 
 
-def _stack(blamed: Pulse) -> tuple[tuple[str, ...], str]:
+def _stack(blamed: Heartbeat) -> tuple[tuple[str, ...], str]:
     """The innermost frames of the thread that hangs, and the stacks of all, also of the processes that it has started.
 
     In a phase in which a rank waits for its data process, that one is what hangs.
@@ -225,7 +235,7 @@ def _stack(blamed: Pulse) -> tuple[tuple[str, ...], str]:
     except OSError:
         helpers = []
     found = {pid: stacks.spied(pid) for pid in (blamed.pid, *helpers)}
-    first = (*helpers, blamed.pid) if blamed.phase in ALONE and not blamed.is_stopped else (blamed.pid,)
+    first = (*helpers, blamed.pid) if blamed.phase.waits_for_no_rank and not blamed.is_stopped else (blamed.pid,)
     frames = next((found[pid][0].frames for pid in first if found[pid]), ())
     return stacks.shortened(frames), "\n".join(stacks.as_text(pid, threads) for pid, threads in found.items())
 

@@ -4,17 +4,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dstrain.base.phases import RankPhase
+
 ORDERS, REPORT = "debug.json", "debug-report.json"  # in the folder of a debug run
 _PARTS = ("weights", "optimizer", "gradients and buffers", "activations")
 _PHASES = {
-    "data": "wait for data",
-    "agree": "agree with other ranks",
-    "forward": "forward",
-    "backward": "backward",
-    "step": "optimizer step",
-    "between steps": "between steps",
+    RankPhase.DATA: "wait for data",
+    RankPhase.AGREE: "agree with other ranks",
+    RankPhase.FORWARD: "forward",
+    RankPhase.BACKWARD: "backward",
+    RankPhase.STEP: "optimizer step",
+    RankPhase.BETWEEN_STEPS: "between steps",
 }
-_BESIDE = ("load", "evaluate", "save")
+_BESIDE = (RankPhase.LOAD, RankPhase.EVALUATE, "save")
 
 
 def report_text(report: Mapping[str, Any]) -> str:

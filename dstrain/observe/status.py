@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+from dstrain.base.phases import RankPhase
 from dstrain.base.store import Place
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name
 from dstrain.errors import EXIT_DONE
@@ -37,7 +38,7 @@ class RankStatus:
 
     rank: int
     pid: int | None
-    phase: str
+    phase: RankPhase
     step: int
     seconds: float  # since it began the phase
     is_stopped: bool
@@ -84,7 +85,7 @@ class RunStatus:
     attempts: int
     last_verdict: str | None
     last_verdict_attempt: int | None
-    phase: str | None
+    phase: RankPhase | None
     part: str | None  # of several phases of the recipe, the one that is trained
     step: int
     total_steps: int | None
@@ -140,7 +141,7 @@ def run_status(run_dir: Path, now_unix: float) -> RunStatus:
         attempts=attempt,
         last_verdict=verdict,
         last_verdict_attempt=verdict_attempt,
-        phase=shown.get("phase"),
+        phase=None if shown.get("phase") is None else RankPhase(shown["phase"]),
         part=shown.get("part"),
         step=shown.get("step") or (saved or 0),
         total_steps=shown.get("total_steps"),
@@ -167,7 +168,7 @@ def read_nodes(run_dir: Path, attempt: int, now_unix: float) -> tuple[NodeStatus
             RankStatus(
                 rank=rank["rank"],
                 pid=rank["pid"],
-                phase=rank["phase"],
+                phase=RankPhase(rank["phase"]),
                 step=rank.get("step", 0),
                 seconds=rank["seconds"],
                 is_stopped=rank.get("is_stopped", False),

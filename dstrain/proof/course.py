@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder, committed
 from dstrain.plan import corpus_tokens, make_timeline
 from dstrain.proof.fault_entry import ENTRY, Order, Orders
@@ -66,7 +67,7 @@ class Course:
         self._orders().write(self.run_dir)
         self.trial.start(self.ranks, self.overrides)
 
-    def order(self, happening: str, phase: str, rank: int | None) -> None:
+    def order(self, happening: str, phase: RankPhase, rank: int | None) -> None:
         """Have something happen in the present attempt."""
         order = Order(happening, rank, self.trial.attempts, self.newest_step() + 1, phase)
         self._orders(order).write(self.run_dir)
@@ -101,11 +102,11 @@ class Course:
         assert step is not None, "nothing was saved yet"
         return checkpoint_folder(self.run_dir, step)
 
-    def phase(self, attempt: int, name: str, *, last: bool = False) -> dict[str, Any] | None:
+    def phase(self, attempt: int, phase: RankPhase, *, last: bool = False) -> dict[str, Any] | None:
         """When an attempt first (or last) came to a phase, and at which step; None if it has not."""
         file = self.run_dir / "drill" / "phases.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
-        found = [line for line in map(json.loads, lines) if (line["attempt"], line["phase"]) == (attempt, name)]
+        found = [line for line in map(json.loads, lines) if (line["attempt"], line["phase"]) == (attempt, phase)]
         return None if not found else found[-1 if last else 0]
 
     def verdict(self, attempt: int) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dstrain.base.phases import RankPhase
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dstrain.plan import batch_plan
 from dstrain.plan.batch import most_ranks
@@ -201,12 +202,12 @@ def _recovers(course: Course, fault: Fault, outcome: Outcome, attempt: int, save
     if expected.exit_code is not None:
         ended = time.time()
         course.start()
-    course.wait("the first step after it", lambda: course.phase(attempt + 1, "first step"))
-    moments = [course.phase(attempt + 1, phase) for phase in ("load", "data", "first step")]
+    course.wait("the first step after it", lambda: course.phase(attempt + 1, RankPhase.MADE))
+    moments = [course.phase(attempt + 1, phase) for phase in (RankPhase.LOAD, RankPhase.DATA, RankPhase.MADE)]
     load, data, first = (moment["time_unix"] for moment in moments if moment is not None)
     outcome.seconds["stop"] = max(0.0, over - injected - (outcome.detected_after or 0.0))
     outcome.seconds |= {"restart": load - ended, "load": data - load, "first step": first - data}
-    loaded = course.phase(attempt + 1, "load", last=True)
+    loaded = course.phase(attempt + 1, RankPhase.LOAD, last=True)
     resumed = loaded["step"] if loaded is not None else 0
     outcome.lost_steps = since - resumed
     should = {"nothing": since, "stop": since, "newest": saved[-1], "older": saved[-2]}[expected.resumes_from]

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from dstrain.base.phases import RankPhase
 from dstrain.rundir.attempt_files import write_json
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ class Order:
     rank: int | None
     attempt: int
     step: int
-    phase: str
+    phase: RankPhase
 
-    def is_due(self, rank: int, attempt: int, step: int, phase: str) -> bool:
+    def is_due(self, rank: int, attempt: int, step: int, phase: RankPhase) -> bool:
         """Whether it is to happen now."""
         here = self.rank in (None, rank) and attempt == self.attempt
         return here and step >= self.step and phase == self.phase
@@ -65,7 +66,7 @@ class Orders:
         """Those of a run."""
         content = json.loads((run_dir / "drill" / "orders.json").read_text())
         order = content.pop("order")
-        return cls(**content, order=None if order is None else Order(**order))
+        return cls(**content, order=None if order is None else Order(**order | {"phase": RankPhase(order["phase"])}))
 
 
 def run_rank(run_dir: Path, attempt: int) -> str:
@@ -80,12 +81,12 @@ def run_rank(run_dir: Path, attempt: int) -> str:
             super().__init__(*arguments)
             self.watch = Watch(run_dir, attempt, arguments[0].rank)
 
-        def phase(self, name: str, **status: Any) -> None:
-            super().phase(name, **status)
-            if not name.startswith("save:"):  # training only waits in these
-                self.watch.begins(name, status.get("step"))
+        def phase(self, phase: RankPhase, **status: Any) -> None:
+            super().phase(phase, **status)
+            if not phase.is_step_of_save:  # training only waits in these
+                self.watch.begins(phase, status.get("step"))
 
-        def saving(self, phase: str) -> None:
+        def saving(self, phase: RankPhase) -> None:
             super().saving(phase)
             self.watch.begins(phase)
 
@@ -103,15 +104,15 @@ class Watch:
         self._run_dir, self._attempt, self._rank = run_dir, attempt, rank
         self._step = 0
         self._step_began = 0.0
-        self._seen: set[tuple[str, int | None]] = set()
+        self._seen: set[tuple[RankPhase, int | None]] = set()
 
-    def begins(self, phase: str, step: int | None = None) -> None:
+    def begins(self, phase: RankPhase, step: int | None = None) -> None:
         """The rank begins a phase."""
         if step is not None:
             self._step = step
         orders = Orders.read(self._run_dir)
         self._note(phase, step)
-        if phase == "data":
+        if phase is RankPhase.DATA:
             time.sleep(max(0.0, self._step_began + orders.step_seconds - time.monotonic()))
             self._step_began = time.monotonic()
         order = orders.order
@@ -122,9 +123,9 @@ class Watch:
     def made(self, step: int) -> None:
         """The rank has made a step."""
         self._step = step
-        self._note("first step", None)
+        self._note(RankPhase.MADE, None)
 
-    def _note(self, phase: str, step: int | None) -> None:
+    def _note(self, phase: RankPhase, step: int | None) -> None:
         if self._rank == 0 and (phase, step) not in self._seen:
             self._seen.add((phase, step))
             line = {"attempt": self._attempt, "phase": phase, "step": step, "time_unix": time.time()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.commit import LATEST
 from dstrain.data.stream import WORKER_PROGRAM
 from dstrain.errors import EXIT_RESTART_ME, EXIT_USER_ERROR
@@ -55,7 +56,7 @@ def signalled(number: signal.Signals) -> Callable[[Course], None]:
     return lambda course: course.trial.signal_rank(course.rank, number)
 
 
-def ordered(happening: str, phase: str, *, all_ranks: bool = False) -> Callable[[Course], None]:
+def ordered(happening: str, phase: RankPhase, *, all_ranks: bool = False) -> Callable[[Course], None]:
     """Something inside the chosen rank, when it next begins that phase."""
     return lambda course: course.order(happening, phase, None if all_ranks else course.rank)
 
@@ -71,7 +72,7 @@ def _exhaust_memory(course: Course) -> None:
     assert course.group is not None
     used = course.group.used_bytes()
     course.group.limit(used + max(_LEAST_ROOM_BYTES, used // 4))
-    course.order("memory", "forward", course.rank)
+    course.order("memory", RankPhase.FORWARD, course.rank)
 
 
 def _lift_limit(course: Course) -> None:
@@ -164,7 +165,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "exception",
         "an exception in a rank",
         Expected(how="RuntimeError: drill: an exception"),
-        ordered("exception", "backward"),
+        ordered("exception", RankPhase.BACKWARD),
     ),
     Fault(
         "out-of-memory",
@@ -174,18 +175,20 @@ CATALOGUE: tuple[Fault, ...] = (
         heal=_lift_limit,
         missing=_needs_group,
     ),
-    Fault("lost-in-save", "SIGKILL of a rank that writes", _BY_KILL, ordered("lost while writing", "save:write")),
+    Fault(
+        "lost-in-save", "SIGKILL of a rank that writes", _BY_KILL, ordered("lost while writing", RankPhase.SAVE_WRITE)
+    ),
     Fault(
         "slow-disk",
         "every flush takes 0.5 s longer",
         Expected(fails=False, resumes_from="nothing"),
-        ordered("slow disk", "data", all_ranks=True),
+        ordered("slow disk", RankPhase.DATA, all_ranks=True),
     ),
     Fault(
         "full-disk",
         "no space left for a rank's file",
         Expected(EXIT_USER_ERROR, how="no space left", cause="the disk is full", decision="user error"),
-        ordered("full disk", "save:write"),
+        ordered("full disk", RankPhase.SAVE_WRITE),
         missing=_needs_mounts,
     ),
     Fault(
@@ -213,7 +216,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "hung",
         "a rank hangs in its forward pass",
         Expected(how="stood still for .* in phase forward", cause="it hangs, and the other ranks waited for it"),
-        ordered("hang", "forward"),
+        ordered("hang", RankPhase.FORWARD),
     ),
     Fault(
         "wedged-reader",

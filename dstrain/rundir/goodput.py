@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.phases import RankPhase
 from dstrain.rundir.attempt_files import read_status
 from dstrain.rundir.run_folder import attempt_folder, newest_checkpoint_step, next_attempt, read_json
 from dstrain.rundir.wall_time import ATTEMPT_PARTS, part_of
@@ -36,7 +37,7 @@ class Attempt:
     accounted_unix: float = 0.0  # when the last point was taken
     ended_unix: float | None = None  # None: it runs, or nobody was left to see its end
     result: str | None = None  # as `dstrain.supervise.attempt.Ended` has it
-    phase: str = "starting"  # the last one known
+    phase: RankPhase = RankPhase.STARTING  # the last one known
 
 
 def run_seconds(run_dir: Path, now_unix: float, *, is_running: bool, is_queued: bool = False) -> dict[str, float]:
@@ -131,7 +132,7 @@ def read_attempts(run_dir: Path, last: int) -> list[Attempt]:
         if started is None:
             continue
         attempt = Attempt(number, started, ended_unix=ended.get("ended_unix"), result=ended.get("result"))
-        attempt.phase = status.get("phase", attempt.phase)
+        attempt.phase = RankPhase(status.get("phase", attempt.phase))
         if accounts:
             attempt.from_step, attempt.accounted_unix = accounts[0]["from_step"], accounts[-1]["time_unix"]
             first = {"starting": accounts[0]["attempt_seconds"]["starting"]}

@@ -5,18 +5,19 @@ import os
 import time
 from pathlib import Path
 
+from dstrain.base.phases import RankPhase
 from dstrain.rundir.run_folder import attempt_folder
 
 # computing has waiting for the other ranks in it; saving is what training waits for; starting also has the ending.
 ATTEMPT_PARTS = ("computing", "data", "saving", "evaluating", "starting")
-_PARTS = {"data": "data", "evaluate": "evaluating", "test": "evaluating"} | dict.fromkeys(
-    ("starting", "load", "done", "stopped"), "starting"
+_PARTS = {RankPhase.DATA: "data", RankPhase.EVALUATE: "evaluating", RankPhase.SAVED: "saving"} | dict.fromkeys(
+    (RankPhase.STARTING, RankPhase.LOAD, RankPhase.DONE, RankPhase.STOPPED), "starting"
 )
 
 
-def part_of(phase: str) -> str:
+def part_of(phase: RankPhase) -> str:
     """The part that a phase of the training belongs to."""
-    return "saving" if phase.startswith("save") else _PARTS.get(phase, "computing")
+    return "saving" if phase.is_step_of_save else _PARTS.get(phase, "computing")
 
 
 class WallTime:
@@ -27,7 +28,7 @@ class WallTime:
         self._seconds["starting"] = max(0.0, time.time() - started_unix)
         self._part, self._since = "starting", time.monotonic()
 
-    def begins(self, phase: str) -> None:
+    def begin(self, phase: RankPhase) -> None:
         """A phase begins; what has passed belongs to the one before it."""
         self._settle()
         self._part = part_of(phase)

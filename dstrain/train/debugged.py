@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from dstrain.architectures.shape import frozen_parameters, model_shape, parameters_of
+from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.observe.debug_text import ORDERS, REPORT
 from dstrain.plan import activation_bytes, batch_plan, corpus_tokens, in_phase, make_timeline, rank_memory
@@ -75,10 +76,10 @@ def _reporter(run_dir: Path, steps: int | None) -> type[Reporter]:
                     self._look.end()
                 write_json(run_dir / REPORT, self._look.as_json())
 
-        def phase(self, name: str, **status: Any) -> None:
-            super().phase(name, **status)
+        def phase(self, phase: RankPhase, **status: Any) -> None:
+            super().phase(phase, **status)
             if self._look is not None:
-                self._look.phase(name)
+                self._look.phase(phase)
 
         def progress(self, step: int) -> None:
             super().progress(step)
@@ -101,7 +102,7 @@ class Look:
         self._recipe = recipe if phase is None else in_phase(recipe, phase)
         self._module: nn.Module = runtime.engine.module
         self._model = next(module for module in self._module.modules() if isinstance(module, PreTrainedModel))
-        self._phase, self._since, self._step = "load", time.perf_counter(), 0
+        self._phase, self._since, self._step = RankPhase.LOAD, time.perf_counter(), 0
         self._seconds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # first step, the others
         self._first_forward = ExitStack()
         self._inputs: dict[str, str] = {}
@@ -115,24 +116,26 @@ class Look:
 
     # ------------------------------------------------------------ what the training tells
 
-    def phase(self, name: str) -> None:
+    def phase(self, phase: RankPhase) -> None:
         """A phase begins, and the one before it has ended."""
         if self._runtime.device.type == "cuda":
             torch.cuda.synchronize(self._runtime.device)
         now = time.perf_counter()
         if self._profile is None or self._last == 1:  # a profiled step takes longer
-            self._seconds[self._phase.partition(":")[0]][self._step > 0] += now - self._since
-        if name == "forward" and not self._inputs:
+            self._seconds["save" if self._phase.is_step_of_save else self._phase.value][self._step > 0] += (
+                now - self._since
+            )
+        if phase is RankPhase.FORWARD and not self._inputs:
             self._watch_forward()
-        elif name == "backward":
+        elif phase is RankPhase.BACKWARD:
             self._first_forward.close()
-        elif name == "step" and self._step == self._last - 1:
+        elif phase is RankPhase.STEP and self._step == self._last - 1:
             self._memory = self._measured()
-        self._phase, self._since = name, time.perf_counter()
+        self._phase, self._since = phase, time.perf_counter()
 
     def made(self, step: int) -> None:
         """A step is made."""
-        self.phase("between steps")
+        self.phase(RankPhase.BETWEEN_STEPS)
         self._step = step
         if step == self._last:
             self.end()

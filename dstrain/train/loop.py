@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dstrain.base.durable import write_durably
+from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import checkpoints_of, folder_name
 from dstrain.data.rows import digest_hex
@@ -133,7 +134,7 @@ class Loop:
         if outcome == "done":
             self._finish(state)
             self.report.predictions(self.task.predictions)
-        self.report.phase(outcome, step=state.step)
+        self.report.phase(RankPhase(outcome), step=state.step)
         return outcome
 
     def _judged(self, state: TrainState, metrics: dict[str, Any]) -> TrainState:
@@ -147,14 +148,14 @@ class Loop:
         return replace(state, best=best, plateau=plateau)
 
     def _resume(self) -> TrainState:
-        self.report.phase("load", step=0)
+        self.report.phase(RankPhase.LOAD, step=0)
         state, source = resume_state(self.runtime, self.task, self.run_dir)
         if source is not None:
             for line in source.skipped:
                 self.report.say(line)
             self.report.say(f"resumed from {source.folder} at step {state.step}")
             self.saved_step = state.step
-            self.report.phase("load", step=state.step, last_checkpoint_step=state.step)
+            self.report.phase(RankPhase.LOAD, step=state.step, last_checkpoint_step=state.step)
             for change in state.data_changes[-1:]:
                 if change["step"] == state.step:  # just now: a later checkpoint is of a later step
                     self._note_data_change(change)
@@ -178,7 +179,7 @@ class Loop:
         if count > 1:
             which = f"phase {phase.number + 1} of {count}, {phase.name}"
             self.report.say(f"{which}: {self._in_words(phase)}, {batch}")
-            self.report.phase("data", part=which)
+            self.report.phase(RankPhase.DATA, part=which)
 
     def _in_words(self, phase: PhasePlan) -> str:
         """`steps 1,001 to 1,500, rows of 512 tokens, 64 a step, 70 % web + 30 % code`, and the changes to the model."""
@@ -204,9 +205,9 @@ class Loop:
 
     def _next(self, batches: Iterator[StepBatch], step: int) -> tuple[StepBatch, int, bool]:
         """The next batch, and in one small all-reduce all that ranks must agree on before they use it."""
-        self.report.phase("data")
+        self.report.phase(RankPhase.DATA)
         batch = next(batches)
-        self.report.phase("agree")  # from here on it may be another rank that is waited for
+        self.report.phase(RankPhase.AGREE)  # from here on it may be another rank that is waited for
         flags = int(self.stop.raised), int(self.saving.look(step))
         targets, stop, save_has_failed, *digest = self.runtime.all_reduce_sum([batch.targets, *flags, *batch.digest])
         if save_has_failed:
@@ -234,7 +235,7 @@ class Loop:
         """Train on a batch. Returns `state`, or where the run goes on after a rollback."""
         losses, right, source_sums = self._forward_backward(batch, targets)
         self.saving.let_step()
-        self.report.phase("step")
+        self.report.phase(RankPhase.STEP)
         rate = learning_rate(self.recipe, self.task.totals.timeline, state.step - 1, state.plateau)
         applied = self.runtime.apply_step(rate)
         self.report.ledger(state.step, self._rows(batch), self.digest)
@@ -257,15 +258,15 @@ class Loop:
     def _forward_backward(self, batch: StepBatch, targets: int) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """The losses of the micro-batches, all right predictions, and of a mixture the micro-batches' source sums."""
         losses, right, source_sums = [], torch.zeros((), device=self.runtime.device), []
-        self.report.phase("forward")
+        self.report.phase(RankPhase.FORWARD)
         (batch,) = self.task.completed([batch])
         last = batch.micro_batches[-1]
         for micro_batch in seeded_micro_batches(batch, self.recipe.train.seed):
-            self.report.phase("forward")
+            self.report.phase(RankPhase.FORWARD)
             loss, hits = micro_batch.run(self.runtime.engine)
             if (sums := self.task.source_sums()) is not None:
                 source_sums.append(sums)
-            self.report.phase("backward")
+            self.report.phase(RankPhase.BACKWARD)
             self.runtime.backward(loss, targets, is_last=micro_batch is last)
             losses.append(loss.detach())
             right += hits
@@ -323,7 +324,7 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, Any]:
         started = time.perf_counter()
-        self.report.phase("evaluate")
+        self.report.phase(RankPhase.EVALUATE)
         engine = self.runtime.engine
         engine.eval()
         with torch.no_grad():
@@ -359,7 +360,7 @@ class Loop:
 
     def _test(self, last_step: int, step: int) -> None:
         """Score the test split with the weights of `step`, and write it down as the end of a run of `last_step`."""
-        self.report.phase("evaluate")
+        self.report.phase(RankPhase.EVALUATE)
         self.runtime.engine.eval()
         with torch.no_grad():
             metrics = self.task.evaluate_test(self.runtime, self.runtime.engine)

@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import torch
 
+from dstrain.base.phases import RankPhase
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, LedgerWriter, end_of_last_line
 from dstrain.recipe.schema import Recipe
 from dstrain.rundir.goodput import seconds_before
-from dstrain.rundir.pulse import Heart
+from dstrain.rundir.heartbeat import HeartbeatWriter
 from dstrain.rundir.wall_time import WallTime, started_unix
 from dstrain.runtime.runtime import Runtime
 
@@ -27,10 +28,10 @@ _ACCOUNT = ("time_unix", "attempt", "from_step")  # of a line; no curves
 
 
 class Reporter:
-    """`with Reporter(…) as report:`, then `report.phase("forward")`, `report.metrics({...})`, `report.ledger(…)`."""
+    """`with Reporter(…) as report:`, then `report.phase(…)`, `report.metrics({...})`, `report.ledger(…)`."""
 
     def __init__(self, runtime: Runtime, recipe: Recipe, run_dir: Path, attempt: int, total_steps: int) -> None:
-        self._heart = Heart(runtime.rank)
+        self._heartbeat = HeartbeatWriter(runtime.rank)
         self._speaks = runtime.rank == 0
         if not self._speaks:
             return
@@ -46,7 +47,7 @@ class Reporter:
             "world_size": runtime.world_size,
             "step": 0,
             "total_steps": total_steps,
-            "phase": "starting",
+            "phase": RankPhase.STARTING,
             "loss": None,
             "source_losses": {},  # of a mixture, by source
             "tokens_per_second": None,
@@ -81,26 +82,29 @@ class Reporter:
             if self._board is not None:
                 self._board.close()
 
-    def phase(self, name: str, *, within: float | None = None, **status: Any) -> None:
-        """Say what the run is doing now, and anything else that the status file shows. `within`: see `Heart.beat`."""
-        self._heart.beat(name, status.get("step"), within)
+    def phase(self, phase: RankPhase, *, within: float | None = None, **status: Any) -> None:
+        """Say what the run is doing now, and anything else that the status file shows.
+
+        `within`: see `HeartbeatWriter.begin`.
+        """
+        self._heartbeat.begin(phase, status.get("step"), within)
         if not self._speaks:
             return
-        self._wall_time.begins(name)
-        if name == "load":  # the step that it goes on from
+        self._wall_time.begin(phase)
+        if phase is RankPhase.LOAD:  # the step that it goes on from
             self._from_step = status.get("step", self._from_step)
-        self._status |= {"phase": name, **status}
+        self._status |= {"phase": phase, **status}
         if status or time.monotonic() - self._status_written > STATUS_EVERY_SECONDS:
             self._write_status()
 
-    def saving(self, phase: str) -> None:
+    def saving(self, phase: RankPhase) -> None:
         """Say what a save is doing now. The one call that comes from another thread; no sign of training's life."""
         if self._speaks:
             self._status["saving"] = phase
 
     def progress(self, step: int) -> None:
         """Note that `step` global steps are done."""
-        self._heart.beat("made", step)
+        self._heartbeat.begin(RankPhase.MADE, step)
         if self._speaks:
             self._status["step"] = step
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
+from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.commit import Committed, commit, conclude
 from dstrain.checkpoint.host_buffers import HostBuffers
 from dstrain.checkpoint.retention import Retention
@@ -31,21 +32,21 @@ from dstrain.train.reporting import Reporter
 from dstrain.train.state import Snapshot, TrainState, take_snapshot
 
 RETRY_AFTER_SECONDS = 5.0
-PHASES = (
-    "save:copy",
-    "save:stage",
-    "staged",
-    "save:write",
-    "save:vote",
-    "save:commit",
-    "save:rename",
-    "committed",
-    "save:latest",
-    "save:prune",
-    "concluded",
-)
 # In these rank 0 works, and the others wait for its vote.
-WAITING = {"save:stage": "staged", "save:commit": "committed", "save:latest": "concluded"}
+_OF_RANK_0 = (RankPhase.SAVE_STAGE, RankPhase.SAVE_COMMIT, RankPhase.SAVE_LATEST)
+_ORDER = (  # (phase, whether the rank waits in it for rank 0), as they come to an end
+    (RankPhase.SAVE_COPY, False),
+    (RankPhase.SAVE_STAGE, False),
+    (RankPhase.SAVE_STAGE, True),
+    (RankPhase.SAVE_WRITE, False),
+    (RankPhase.SAVE_VOTE, False),
+    (RankPhase.SAVE_COMMIT, False),
+    (RankPhase.SAVE_RENAME, False),
+    (RankPhase.SAVE_COMMIT, True),
+    (RankPhase.SAVE_LATEST, False),
+    (RankPhase.SAVE_PRUNE, False),
+    (RankPhase.SAVE_LATEST, True),
+)
 Result = TypeVar("Result")
 
 
@@ -72,7 +73,7 @@ class Saving:
         """
         began, self._training_step = time.perf_counter(), state.step
         self.finish()
-        self._report.phase("save:begin", within=0.0)
+        self._report.phase(RankPhase.SAVE_BEGIN, within=0.0)
         snapshot = take_snapshot(self._runtime, self._task, state, scores)
         self._save = _Save(self._runtime, self._run_dir, snapshot, self._retention, self._report, self._buffers)
         self._save.stall_seconds = time.perf_counter() - began
@@ -83,7 +84,7 @@ class Saving:
         """Wait, before the optimizer steps, until what is to be saved has been copied."""
         if self._save is not None and not self._save.copied.is_set():
             began = time.perf_counter()
-            self._report.phase("save:copy", within=0.0)
+            self._report.phase(RankPhase.SAVE_COPY, within=0.0)
             self._save.copied.wait()
             self._save.stall_seconds += time.perf_counter() - began
 
@@ -113,7 +114,7 @@ class Saving:
         if save is None:
             return
         while (phase := save.phases.get()) is not None:  # whoever waits is seen in the phase that is waited for
-            self._report.phase(phase, within=how_far(phase, self._runtime.rank))
+            self._report.phase(phase, within=save_progress(phase, self._runtime.rank))
         save.thread.join()
         self._read(save)
         if save.failure is not None:
@@ -131,7 +132,7 @@ class Saving:
             }
         )
         self._report.phase(
-            "saved",
+            RankPhase.SAVED,
             within=0.0,
             last_checkpoint_step=save.step,
             save_seconds=save.seconds,
@@ -144,9 +145,9 @@ class Saving:
             self._report.say(save.notes.get())
 
 
-def how_far(phase: str, rank: int) -> float:
+def save_progress(phase: RankPhase, rank: int) -> float:
     """How far a rank is in a save, from 0 to 1: of several that stand still, the one least far is waited for."""
-    return (PHASES.index(WAITING.get(phase, phase) if rank else phase) + 1) / (len(PHASES) + 1)
+    return (_ORDER.index((phase, rank > 0 and phase in _OF_RANK_0)) + 1) / (len(_ORDER) + 1)
 
 
 class _Save:
@@ -167,7 +168,7 @@ class _Save:
             buffers.follow()
         self._began = time.perf_counter()
         self.step = snapshot.manifest.step
-        self.phases: SimpleQueue[str | None] = SimpleQueue()  # as they begin; None: it is over
+        self.phases: SimpleQueue[RankPhase | None] = SimpleQueue()  # as they begin; None: it is over
         self.notes: SimpleQueue[str] = SimpleQueue()  # for the log
         self.committed: Committed | None = None
         self.failure: BaseException | None = None
@@ -180,7 +181,7 @@ class _Save:
     def _run(self) -> None:
         try:
             if self._buffers is not None:
-                self._enters("save:copy")
+                self._enters(RankPhase.SAVE_COPY)
                 self._snapshot = replace(self._snapshot, pieces=self._buffers.copy(self._snapshot.pieces))
                 self.copied.set()
             self.committed = self._tried(self._commit)
@@ -210,6 +211,6 @@ class _Save:
         time.sleep(RETRY_AFTER_SECONDS)
         return part()
 
-    def _enters(self, phase: str) -> None:
+    def _enters(self, phase: RankPhase) -> None:
         self.phases.put(phase)
         self._report.saving(phase)

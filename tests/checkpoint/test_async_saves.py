@@ -13,6 +13,7 @@ import pytest
 from checkpoint_ranks import Job, job
 from ranks import run_ranks
 
+from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder, committed, step_of
 from dstrain.checkpoint.verify import verify
 from dstrain.data.ledger import LEDGER_NAME, read_ledger
@@ -20,7 +21,7 @@ from dstrain.errors import CheckpointError
 from dstrain.recipe.schema import Recipe
 from dstrain.train.loop import Loop, StopRequest
 from dstrain.train.reporting import Reporter
-from dstrain.train.saving import Saving, how_far
+from dstrain.train.saving import Saving, save_progress
 
 pytestmark = pytest.mark.ranks
 
@@ -45,11 +46,11 @@ class Watched(Reporter):
         super().__init__(run.runtime, run.runtime.recipe, run_dir, 1, run.task.totals.steps)
         self.seen = Seen()
 
-    def phase(self, name: str, **status: Any) -> None:
-        super().phase(name, **status)
-        self.seen.waited_in.append(name)
+    def phase(self, phase: RankPhase, **status: Any) -> None:
+        super().phase(phase, **status)
+        self.seen.waited_in.append(phase)
 
-    def saving(self, phase: str) -> None:
+    def saving(self, phase: RankPhase) -> None:
         super().saving(phase)
         self.seen.phases.append(phase)
         self.during(phase)
@@ -126,7 +127,7 @@ def test_saves_beside_training(tiny_recipe: Callable[..., Recipe], tmp_path: Pat
 )
 def test_the_rank_that_a_save_waits_for_is_behind(hanging: int, phase: str, meanwhile: str) -> None:
     other = 1 - hanging
-    assert 0 < how_far(phase, hanging) < how_far(meanwhile, other) < 1
+    assert 0 < save_progress(RankPhase(phase), hanging) < save_progress(RankPhase(meanwhile), other) < 1
 
 
 def all_of_it(rank: int, world_size: int, recipe: Recipe, folder: Path) -> Found:

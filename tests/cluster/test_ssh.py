@@ -14,6 +14,7 @@ from cluster_run import DSTRAIN, HANG_SECONDS, SECRET, Project, wait_until
 from ssh_lab import SshLab
 
 import dstrain.errors
+from dstrain.base.phases import RankPhase
 from dstrain.proof.fault_entry import ENTRY, Order, Orders
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe
@@ -186,7 +187,7 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stack_and_the_run_ends_or_
     launch = Launch(ssh_lab, project, TWO_HOSTS, 2, "pdsh", *words)
     wait_until(lambda: project.ledger_lines() > lines + 1, START_SECONDS, launch.said)
     # it moves no more, though its process runs, and it is alone on its host: that it is behind shows only from afar
-    Orders(order=Order("hang", rank=0, attempt=2, step=0, phase="forward")).write(project.run_dir)
+    Orders(order=Order("hang", rank=0, attempt=2, step=0, phase=RankPhase.FORWARD)).write(project.run_dir)
     assert launch.end() == 0, launch.said()
     cause = "it hangs, and the other ranks waited for it"
     first = project.check_hang(2, 0, "node1", cause, "restart")

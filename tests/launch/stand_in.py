@@ -16,10 +16,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.base.phases import RankPhase
 from dstrain.errors import UserError
 from dstrain.observe.progress import RunProgress
 from dstrain.rundir.attempt_files import write_json
-from dstrain.rundir.pulse import Heart
+from dstrain.rundir.heartbeat import HeartbeatWriter
 from dstrain.rundir.run_folder import exclusive
 from dstrain.supervise.supervise import supervise
 from dstrain.transport.command import Cluster, Job
@@ -48,8 +49,8 @@ def run_rank(run_dir: Path, attempt: int) -> str:
         elif name == "kill":
             os.kill(os.getpid(), signal.Signals[words[0]])
         elif name == "beat":
-            globals()["heart"] = Heart(int(os.environ["RANK"]))
-            globals()["heart"].beat("forward", int(words[0]))
+            globals()["heartbeat"] = HeartbeatWriter(int(os.environ["RANK"]))
+            globals()["heartbeat"].begin(RankPhase.FORWARD, int(words[0]))
         elif name == "listen":  # until the peer is gone, as a rank in a collective notices it
             with socket.create_server(("127.0.0.1", 0)) as server:
                 (run_dir / "port.tmp").write_text(str(server.getsockname()[1]))

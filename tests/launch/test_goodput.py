@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.base.phases import RankPhase
 from dstrain.rundir.attempt_files import write_json
 from dstrain.rundir.goodput import PARTS, Attempt, read_attempts, run_seconds, seconds_at, seconds_before, split
 from dstrain.rundir.wall_time import ATTEMPT_PARTS, WallTime, part_of, started_unix
@@ -44,7 +45,7 @@ STOPPED = Attempt(
     result="stopped",
 )
 # Two minutes later again; it is in its first forward pass.
-RUNNING = Attempt(3, 1201.0, 20, [(20, {"starting": 9.0})], accounted_unix=1210.0, phase="forward")
+RUNNING = Attempt(3, 1201.0, 20, [(20, {"starting": 9.0})], accounted_unix=1210.0, phase=RankPhase.FORWARD)
 
 
 def test_what_was_done_again_and_the_time_without_ranks_is_lost() -> None:
@@ -116,13 +117,17 @@ def test_an_attempts_account_has_no_gap(tmp_path: Path) -> None:
     began = time.time() - 5.0
     account = WallTime(began)
     for phase in ("load", "data", "agree", "save:copy", "evaluate", "stopped"):
-        account.begins(phase)
+        account.begin(RankPhase(phase))
         time.sleep(0.02)
     before = time.time() - began
     parts = account.seconds()
     assert before - 0.01 <= sum(parts.values()) <= time.time() - began + 0.01
     assert parts["starting"] > 5.0 and all(parts[part] > 0.015 for part in ATTEMPT_PARTS if part != "starting")
-    assert [part_of(phase) for phase in ("save:vote", "saved", "backward")] == ["saving", "saving", "computing"]
+    assert [part_of(RankPhase(phase)) for phase in ("save:vote", "saved", "backward")] == [
+        "saving",
+        "saving",
+        "computing",
+    ]
     write_json(tmp_path / "attempts/0007/command.json", {"started_unix": 3.5})
     assert started_unix(tmp_path, 7) == 3.5
     assert 0 < time.time() - started_unix(tmp_path, 8) < 3600  # this process is not older

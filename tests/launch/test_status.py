@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.base.phases import RankPhase
 from dstrain.cli import main, parse
 from dstrain.diagnose.watch import Pace, Watch
 from dstrain.errors import UserError
@@ -17,7 +18,7 @@ from dstrain.observe.run_record import RunRecord, State, lock_holder, state_of_r
 from dstrain.observe.status import NodeStatus, RankStatus, RunStatus, Straggler, run_status, stragglers
 from dstrain.observe.status_page import page
 from dstrain.observe.stop import stop_command
-from dstrain.rundir.pulse import Pulse
+from dstrain.rundir.heartbeat import Heartbeat
 from dstrain.rundir.run_folder import exclusive
 
 RECORD = RunRecord(
@@ -30,18 +31,19 @@ RECORD = RunRecord(
     shutdown_timeout_seconds=5,
     started_unix=1.0,
 )
-RANK = RankStatus(0, 4712, "forward", 1200, 0.2, False, 0.21, 1.0)
+RANK = RankStatus(0, 4712, RankPhase.FORWARD, 1200, 0.2, False, 0.21, 1.0)
 STEPPING = """
 import sys, time
-from dstrain.rundir.pulse import Heart
+from dstrain.base.phases import RankPhase
+from dstrain.rundir.heartbeat import HeartbeatWriter
 rank = int(sys.argv[1])
-heart, own_seconds = Heart(rank), (0.02, 0.15)[rank]
+heartbeat, own_seconds = HeartbeatWriter(rank), (0.02, 0.15)[rank]
 for step in range(1, 1000):
-    heart.beat("forward")
+    heartbeat.begin(RankPhase.FORWARD)
     time.sleep(own_seconds)
-    heart.beat("agree")
+    heartbeat.begin(RankPhase.AGREE)
     time.sleep(0.2 - own_seconds)
-    heart.beat("made", step)
+    heartbeat.begin(RankPhase.MADE, step)
 """
 PAGE = """\
 bert  runs/bert
@@ -73,7 +75,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_the_page() -> None:
-    stopped = replace(RANK, rank=1, pid=4713, phase="data", step=1199, seconds=90.0, is_stopped=True)
+    stopped = replace(RANK, rank=1, pid=4713, phase=RankPhase.DATA, step=1199, seconds=90.0, is_stopped=True)
     starting = RankStatus(2, None, "starting", 0, 10.0, False, None, None)
     status = RunStatus(
         run="runs/bert",
@@ -89,7 +91,7 @@ def test_the_page() -> None:
         attempts=2,
         last_verdict="rank 1 on node2: it hangs; restart: 1 of 3",
         last_verdict_attempt=1,
-        phase="forward",
+        phase=RankPhase.FORWARD,
         part="phase 2 of 3, context",
         step=1200,
         total_steps=10_000,
@@ -107,7 +109,7 @@ def test_the_page() -> None:
         stragglers=(Straggler(2, "node2", 0.42, 0.21, 1.0),),
     )
     assert page(status) == PAGE
-    many = (*(replace(RANK, rank=rank, phase="agree") for rank in range(16)), replace(stopped, rank=16))
+    many = (*(replace(RANK, rank=rank, phase=RankPhase.AGREE) for rank in range(16)), replace(stopped, rank=16))
     crowded = page(replace(status, nodes=(NodeStatus(0, "node1", 1.0, False, many),)))
     assert crowded.endswith("  17 ranks: agree 16, data 1\n  longest: rank 16, data (SIGSTOP) for 0:01:30")
     ended = replace(status, state="ended", exit_code=75, ended_seconds_ago=60.0)
@@ -129,17 +131,21 @@ def test_a_straggler_costs_a_tenth_of_the_step() -> None:
 
 
 def test_the_pace_of_a_rank_is_the_median_of_its_steps() -> None:
-    pace, pulse = Pace(), Pulse(0, 1, 0, monotonic=10.0, step=0, phase="made", own_seconds=5.0)
+    pace, heartbeat = Pace(), Heartbeat(0, 1, 0, monotonic=10.0, step=0, phase=RankPhase.MADE, own_seconds=5.0)
     for seconds, own in [(9.0, 8.0), (1.0, 0.4), (1.0, 0.4), (30.0, 29.0), (1.2, 0.5)]:  # the first compiles
-        pulse = replace(pulse, step=pulse.step + 1)
-        pulse = replace(pulse, monotonic=pulse.monotonic + seconds, own_seconds=pulse.own_seconds + own)
-        pace.observe(pulse)
-        pace.observe(replace(pulse, phase="data", monotonic=pulse.monotonic + 0.1, own_seconds=pulse.own_seconds))
+        heartbeat = replace(heartbeat, step=heartbeat.step + 1)
+        heartbeat = replace(heartbeat, monotonic=heartbeat.monotonic + seconds, own_seconds=heartbeat.own_seconds + own)
+        pace.observe(heartbeat)
+        pace.observe(
+            replace(
+                heartbeat, phase=RankPhase.DATA, monotonic=heartbeat.monotonic + 0.1, own_seconds=heartbeat.own_seconds
+            )
+        )
     assert pace.as_json() == {"own_step_seconds": 0.45, "step_seconds": 1.1}
     assert Pace().as_json() == {"own_step_seconds": None, "step_seconds": None}
 
 
-def test_a_slow_rank_is_seen_from_its_signs_of_life(run_dir: Path) -> None:
+def test_a_slow_rank_is_seen_from_its_heartbeats(run_dir: Path) -> None:
     slow_and_fast = [subprocess.Popen([sys.executable, "-c", STEPPING, str(rank)]) for rank in (0, 1)]
     watching = Watch(run_dir, 1, [0, 1], limit_seconds=60.0)
     try:

@@ -12,30 +12,33 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.base.phases import RankPhase
 from dstrain.diagnose.evidence import hang_words
 from dstrain.diagnose.flight_recorder import have_recorded, recorder_environment
 from dstrain.diagnose.stacks import in_log, shortened, spied
 from dstrain.diagnose.verdict import RankFailure, explain
 from dstrain.diagnose.watch import Watch, hanging
 from dstrain.rundir.attempt_files import write_json
-from dstrain.rundir.pulse import Pulse, read_pulses
+from dstrain.rundir.heartbeat import Heartbeat, read_heartbeats
 from dstrain.rundir.run_folder import read_json
 
 CHILD = """
 import sys, time
 from dstrain.diagnose.flight_recorder import have_recorded, recorder_environment
-from dstrain.rundir.pulse import Heart
-heart = Heart(int(sys.argv[1]))
+from dstrain.rundir.heartbeat import HeartbeatWriter
+from dstrain.base.phases import RankPhase
+heartbeat = HeartbeatWriter(int(sys.argv[1]))
 for step in range(int(sys.argv[2])):
-    heart.beat("forward", step)
-heart.beat(sys.argv[3])
+    heartbeat.begin(RankPhase.FORWARD, step)
+phase = RankPhase.BACKWARD if sys.argv[3] == "moving" else RankPhase(sys.argv[3])
+heartbeat.begin(phase)
 print("ready", flush=True)
 while True:
     time.sleep(0.05)
     if sys.argv[3] == "moving":
-        heart.beat("moving")
+        heartbeat.begin(phase)
 """
-HERE = Pulse(rank=0, pid=1, count=10, monotonic=100.0, step=3, phase="agree")
+HERE = Heartbeat(rank=0, pid=1, count=10, monotonic=100.0, step=3, phase=RankPhase.AGREE)
 
 
 def test_a_rank_is_blamed_only_for_what_cannot_be_waiting() -> None:
@@ -45,10 +48,10 @@ def test_a_rank_is_blamed_only_for_what_cannot_be_waiting() -> None:
     stopped = replace(HERE, rank=1, is_stopped=True)
     assert hanging([HERE, stopped], 120.0, 10.0) is stopped
     assert hanging([HERE, replace(stopped, monotonic=115.0)], 120.0, 10.0) is None  # only just
-    reads = replace(HERE, rank=1, phase="data")
+    reads = replace(HERE, rank=1, phase=RankPhase.DATA)
     assert hanging([HERE, reads], 120.0, 10.0) is reads
     assert hanging([replace(HERE, monotonic=119.0), reads], 120.0, 10.0) is reads
-    behind = replace(HERE, rank=1, count=9, phase="backward")
+    behind = replace(HERE, rank=1, count=9, phase=RankPhase.BACKWARD)
     assert hanging([HERE, behind], 120.0, 10.0) is behind
     assert hanging([replace(HERE, monotonic=119.0), behind], 120.0, 10.0) is None  # another one still moves
     assert hanging([behind], 120.0, 10.0) is None  # nobody here to compare with
@@ -57,7 +60,10 @@ def test_a_rank_is_blamed_only_for_what_cannot_be_waiting() -> None:
     assert hanging([HERE, behind], 120.0, 10.0, lambda: [8.0]) is None  # one there is further behind
     assert hanging([HERE, behind], 120.0, 10.0, lambda: None) is None  # somebody still moves
     assert hanging([], 120.0, 10.0, lambda: [10.0]) is None
-    in_a_save = [replace(HERE, count=10.4, phase="save:vote"), replace(HERE, rank=1, count=10.3, phase="save:write")]
+    in_a_save = [
+        replace(HERE, count=10.4, phase=RankPhase.SAVE_VOTE),
+        replace(HERE, rank=1, count=10.3, phase=RankPhase.SAVE_WRITE),
+    ]
     assert hanging(in_a_save, 120.0, 10.0) is in_a_save[1]
 
 
@@ -90,7 +96,7 @@ def test_the_child_that_stands_still_is_found_and_ended_and_the_other_is_not(tmp
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # inherited: these children have no stacks to show
     children = [start(0, "moving"), start(1, "moving")]
     try:
-        assert [(pulse.rank, pulse.pid, pulse.step) for pulse in read_pulses()] == [
+        assert [(heartbeat.rank, heartbeat.pid, heartbeat.step) for heartbeat in read_heartbeats()] == [
             (rank, child.pid, 4) for rank, child in enumerate(children)
         ]
         watching = Watch(tmp_path, 1, [0, 1], limit_seconds=2.0)
@@ -99,7 +105,7 @@ def test_the_child_that_stands_still_is_found_and_ended_and_the_other_is_not(tmp
         watching.end()
         assert children[0].poll() is None
         hang = json.loads((tmp_path / "attempts/0001/hangs/rank-00001.json").read_text())
-        assert (hang["rank"], hang["phase"], hang["is_stopped"]) == (1, "moving", True)
+        assert (hang["rank"], hang["phase"], hang["is_stopped"]) == (1, "backward", True)
         assert 2.0 <= hang["seconds"] < 60.0
         assert hang["stack"][0].startswith("<module> (<string>:")
         assert time.time() - hang["time_unix"] < 60.0
@@ -109,7 +115,7 @@ def test_the_child_that_stands_still_is_found_and_ended_and_the_other_is_not(tmp
         for child in children:
             child.kill()
             child.communicate()
-    assert read_pulses() == []
+    assert read_heartbeats() == []
 
 
 def test_a_rank_that_is_alone_on_its_node_is_blamed_once_those_of_other_nodes_are_known_to_wait(tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_without_py_spy_the_stack_is_taken_from_what_faulthandler_wrote(tmp_path
 
     stands_here(tmp_path / "rank.log")
     first, second, *_ = in_log(tmp_path / "rank.log")
-    assert first.startswith("stands_here (tests/launch/test_pulse.py:")
+    assert first.startswith("stands_here (tests/launch/test_heartbeat.py:")
     assert second.startswith("test_without_py_spy_")
     (tmp_path / "other.log").write_text("nothing of that kind\n")
     assert in_log(tmp_path / "other.log") == in_log(tmp_path / "none.log") == ()
