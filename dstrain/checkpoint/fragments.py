@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dstrain.model.lora import has_adapters
+from dstrain.runtime import deepspeed_state
+from dstrain.runtime.deepspeed_state import local_partition, shard_locations
 from dstrain.runtime.runtime import Runtime
 
 WEIGHT = "weight"
@@ -80,18 +82,20 @@ def resident_fragments(runtime: Runtime, model: PreTrainedModel) -> list[Fragmen
     Creates moments (zeros, as before the first step) that the optimizer has not made yet.
     """
     inner = runtime.inner_optimizer
-    homes = {id(home.parameter): home for home in _homes(runtime)}
+    train, optimizer = runtime.recipe.train, runtime.engine.optimizer
+    located = shard_locations(optimizer, train.zero.stage, train.precision, runtime.rank)
+    locations = {id(location.parameter): location for location in located}
     fragments = []
     for name, parameter in saved_parameters(model).items():
         if not parameter.requires_grad:
             fragments.append(_frozen_fragment(name, parameter, runtime))
-        elif (home := homes.get(id(parameter))) is not None and home.numel:
-            stretch = slice(home.start, home.start + home.numel)
-            states = {WEIGHT: home.stepped, **_moments(inner, home.stepped)}
-            views = {state: tensor.detach().view(-1)[stretch] for state, tensor in states.items()}
-            whole = (home.offset, home.offset + home.numel)
-            owned = share(home.numel, runtime.rank, runtime.world_size) if home.replicated else whole
-            fragments.append(Fragment(name, home.offset, home.numel, owned, views))
+        elif (location := locations.get(id(parameter))) is not None and location.numel:
+            flat_range = slice(location.start, location.start + location.numel)
+            states = {WEIGHT: location.stepped, **_moments(inner, location.stepped)}
+            views = {state: tensor.detach().view(-1)[flat_range] for state, tensor in states.items()}
+            whole = (location.offset, location.offset + location.numel)
+            owned = share(location.numel, runtime.rank, runtime.world_size) if location.is_replicated else whole
+            fragments.append(Fragment(name, location.offset, location.numel, owned, views))
     fragments += [_replicated(name, buffer, runtime) for name, buffer in persistent_buffers(model)]
     return fragments
 
@@ -117,75 +121,15 @@ def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def publish(runtime: Runtime, applied_steps: int) -> None:
-    """Make what was copied into the fragments take effect: model weights follow the fp32 masters, Adam its step count.
+def sync_model_weights(runtime: Runtime, applied_steps: int) -> None:
+    """Make what was copied into the fragments take effect: the model's weights follow, and the optimizer's step count.
 
-    A collective call: stages 1 and 2 gather the weights at once, stage 3 in the next forward pass.
+    A collective call.
     """
-    optimizer = runtime.engine.optimizer
+    train = runtime.recipe.train
     runtime.applied_steps = applied_steps
     runtime.count_steps()
-    stage = runtime.recipe.train.zero.stage
-    if stage == 3:
-        # Small "persistent" parameters stay gathered between steps; released, the next forward gathers them afresh.
-        optimizer._partition_all_parameters()
-        low_groups, full_groups = optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat
-        for low, full in zip(low_groups, full_groups, strict=True):
-            low.data.copy_(full.data)
-    elif stage in (1, 2):
-        optimizer.update_lp_params()
-    elif runtime.recipe.train.precision == "bf16":
-        for low_group, full_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for low, full in zip(low_group, full_group, strict=True):
-                low.copy_(full)
-
-
-# ------------------------------------------------------------------ where DeepSpeed keeps what
-
-
-@dataclass(frozen=True)
-class _Home:
-    """`numel` elements of `parameter` from `offset` on are elements from `start` on of the tensor that is stepped."""
-
-    parameter: Tensor
-    stepped: Tensor  # fp32; the key under which the inner optimizer keeps its moments
-    start: int
-    offset: int
-    numel: int
-    replicated: bool
-
-
-def _homes(runtime: Runtime) -> Iterator[_Home]:
-    optimizer, stage = runtime.engine.optimizer, runtime.recipe.train.zero.stage
-    if stage == 3:
-        for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
-            start = 0
-            for parameter in group:
-                partition = parameter.partition_numel()
-                offset, numel = _partition(parameter.ds_numel, partition, runtime.rank)
-                yield _Home(parameter, flat, start, offset, numel, replicated=False)
-                start += partition
-    elif stage in (1, 2):
-        for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
-            for parameter in group:
-                mapping = parameter._hp_mapping
-                if mapping is not None:
-                    start, offset = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
-                    numel = mapping.hp_fragment_address.numel
-                    yield _Home(parameter, flat, start, offset, numel, replicated=False)
-    else:
-        fp32 = runtime.recipe.train.precision == "fp32"
-        low_groups = [group["params"] for group in optimizer.param_groups] if fp32 else optimizer.fp16_groups
-        full_groups = low_groups if fp32 else optimizer.fp32_groups
-        for low_group, full_group in zip(low_groups, full_groups, strict=True):
-            for low, full in zip(low_group, full_group, strict=True):
-                yield _Home(low, full, 0, 0, full.numel(), replicated=True)
-
-
-def _partition(numel: int, partition: int, rank: int) -> tuple[int, int]:
-    """(offset, numel) of a rank's stage-3 partition without the padding at the parameter's end."""
-    offset = min(rank * partition, numel)
-    return offset, min(partition, numel - offset)
+    deepspeed_state.sync_model_weights(runtime.engine.optimizer, train.zero.stage, train.precision)
 
 
 def _moments(inner: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]:
@@ -197,13 +141,12 @@ def _moments(inner: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]
     return {moment: state[moment] for moment in MOMENTS}
 
 
-def _frozen_fragment(name: str, parameter: Any, runtime: Runtime) -> Fragment:
-    if not hasattr(parameter, "ds_tensor"):
+def _frozen_fragment(name: str, parameter: Tensor, runtime: Runtime) -> Fragment:
+    partition = local_partition(parameter, runtime.rank)
+    if partition is None:
         return _replicated(name, parameter, runtime)
-    partition = parameter.ds_tensor.ds_numel
-    offset, numel = _partition(parameter.ds_numel, partition, runtime.rank)
-    view = parameter.ds_tensor.detach().view(-1)[:numel]
-    return Fragment(name, offset, numel, (offset, offset + numel), {WEIGHT: view})
+    offset, view = partition
+    return Fragment(name, offset, view.numel(), (offset, offset + view.numel()), {WEIGHT: view})
 
 
 def _replicated(name: str, tensor: Tensor, runtime: Runtime) -> Fragment:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dstrain.base.store import Place, StorePath, place
 from dstrain.checkpoint.files import TORCH_DTYPES
-from dstrain.checkpoint.fragments import MOMENTS, WEIGHT, Fragment, overlap, parse_fragment_key, publish
+from dstrain.checkpoint.fragments import MOMENTS, WEIGHT, Fragment, overlap, parse_fragment_key, sync_model_weights
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, checkpoints_of, committed
 from dstrain.checkpoint.stored import DamagedError, StoredBlocks, has_blocks, stored_headers
 from dstrain.checkpoint.verify import check_completeness, check_file, check_size, describe_skipped, disk_headers
@@ -228,7 +228,7 @@ def load(runtime: Runtime, source: Source, fragments: Sequence[Fragment]) -> Non
     _agreed(runtime, source, lambda: _read(pieces, fragments, [WEIGHT]))
     with ThreadPoolExecutor(1) as beside:
         reading = beside.submit(_read, pieces, fragments, MOMENTS)
-        publish(runtime, source.manifest.optimizer_steps)
+        sync_model_weights(runtime, source.manifest.optimizer_steps)
         _agreed(runtime, source, reading.result)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from dstrain.runtime.softmax import softmax_backward
+
 
 class _Probabilities(torch.autograd.Function):
     """softmax(query keyᵀ · scale + mask), in the query's type. Autograd by itself would keep fp32 scores too."""
@@ -29,7 +31,7 @@ class _Probabilities(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         query, key, probabilities = ctx.saved_tensors
-        of_scores = torch._softmax_backward_data(gradient, probabilities, -1, query.dtype)
+        of_scores = softmax_backward(gradient, probabilities, query.dtype)
         of_query = torch.matmul(of_scores, key).mul_(ctx.scale)
         of_key = torch.matmul(of_scores.transpose(2, 3), query).mul_(ctx.scale)
         return of_query, of_key, None, None

@@ -7,7 +7,7 @@ import socket
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,8 @@ from dstrain.plan import BatchPlan, batch_plan, deepspeed_config
 from dstrain.plan.engine import clips_itself
 from dstrain.plan.timeline import PhasePlan
 from dstrain.recipe.schema import Recipe
+from dstrain.runtime import deepspeed_state
+from dstrain.runtime.insides import inside, library_error, require_file, require_insides
 
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=30)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -49,6 +51,7 @@ class Runtime:
 
         Raises:
             RecipeError: the recipe cannot run on this many ranks.
+            LibraryError: a library lacks what this package uses inside of it.
             RuntimeError: Accelerate or DeepSpeed set up something else than the recipe asks for.
         """
         quiet_libraries()
@@ -64,6 +67,7 @@ class Runtime:
             keep_freed_memory()
 
         _spare_deepspeed()
+        require_insides()
         from accelerate import Accelerator, DeepSpeedPlugin, InitProcessGroupKwargs
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -93,18 +97,24 @@ class Runtime:
         return cls(recipe, 0, 0, 1, torch.device("cpu"), batch_plan(recipe, 1), None, None, None)
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Hand module and optimizer to DeepSpeed, and check that what comes back is what the recipe asked for."""
+        """Hand module and optimizer to DeepSpeed, and check that what comes back is what the recipe asked for.
+
+        A collective call.
+
+        Raises:
+            LibraryError: DeepSpeed keeps weights or optimizer states otherwise than this package knows.
+            RuntimeError: DeepSpeed set up something else than the recipe asks for.
+        """
         if self.recipe.train.compile:
             module.compile()
         self.engine, _ = self.accelerator.prepare(module, optimizer)
         # Without ZeRO in bf16, DeepSpeed makes the states by a step on zero gradients: Adam would count one too many.
         self.inner_optimizer.state.clear()
-        if self.world_size == 1 and self.recipe.train.zero.stage == 0:
-            self.engine.enable_backward_allreduce = False  # one rank would copy all gradients away and back
-        if checker := getattr(self.engine.optimizer, "overflow_checker", None):
-            # It asks of every gradient for its maximum and its minimum; a sum, in a third of the time, has it all.
-            checker._has_inf_or_nan = lambda gradient, _number: not torch.isfinite(gradient.sum())
         train = self.recipe.train
+        if self.world_size == 1 and train.zero.stage == 0:
+            deepspeed_state.skip_all_reduce(self.engine)
+        if train.zero.stage == 0 and train.precision == "bf16":
+            deepspeed_state.use_faster_overflow_check(self.engine.optimizer)
         self._require("the ZeRO stage", int(self.engine.zero_optimization_stage()), train.zero.stage)
         self._require("bf16", bool(self.engine.bfloat16_enabled()), train.precision == "bf16")
         self._require("fp16", bool(self.engine.fp16_enabled()), False)
@@ -112,6 +122,16 @@ class Runtime:
         self._require("the micro-batch", self.engine.train_micro_batch_size_per_gpu(), self.batch.micro_batch_rows)
         clip = 0.0 if clips_itself(self.recipe) else (train.clip_grad_norm or 0.0)
         self._require("gradient clipping", float(self.engine.gradient_clipping()), clip)
+        self._require_layout()
+
+    def _require_layout(self) -> None:
+        """Before the first step: what checkpoints are made of is where `deepspeed_state` looks, all of it."""
+        stage, precision = self.recipe.train.zero.stage, self.recipe.train.precision
+        elements = deepspeed_state.require_layout(self.engine, stage, precision, self.rank)
+        found, copies = int(self.all_reduce_sum([elements])[0]), 1 if stage else self.world_size
+        if found != (trained := deepspeed_state.trained_elements(self.engine) * copies):
+            problem = f"has {found:,} of {trained:,} trained elements where they belong under ZeRO stage {stage}"
+            raise library_error("deepspeed", problem, "checkpoints")
 
     def enter_phase(self, phase: PhasePlan) -> BatchPlan:
         """Tell DeepSpeed how the batch of a phase is split over the ranks."""
@@ -146,32 +166,21 @@ class Runtime:
         return applied
 
     def count_steps(self, *, opened_from: int = 0) -> None:
-        """Have Adam count the steps of each group from that on at which it opens (`opens_at`).
+        """Have the optimizer count the steps of each group from that on at which it opens (`opens_at`), if it counts.
 
         Args:
             opened_from: only of groups that open after so many updates or more.
         """
         states = self.inner_optimizer.state
-        for group, stepped in self._stepped():
-            if group["opens_at"] >= opened_from and (state := states.get(stepped)):
+        for group, stepped in deepspeed_state.stepped_tensors(self.engine.optimizer, self.recipe.train.zero.stage):
+            state = states.get(stepped, {})
+            if group["opens_at"] >= opened_from and "step" in state:
                 state["step"].fill_(max(0, self.applied_steps - group["opens_at"]))
 
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
         """Torch's optimizer, which DeepSpeed wraps, except in fp32 without ZeRO."""
-        optimizer: torch.optim.Optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
-        return optimizer
-
-    def _stepped(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        """Each tensor that the optimizer steps, after its group."""
-        optimizer, stage = self.engine.optimizer, self.recipe.train.zero.stage
-        if stage == 3:  # its groups are filled for the time of a step only
-            for number, stepped in enumerate(optimizer.fp32_partitioned_groups_flat):
-                yield optimizer.param_groups[optimizer.sub_group_to_group_id[number]], stepped
-        else:
-            for group in optimizer.param_groups:
-                for stepped in group["params"]:
-                    yield group, stepped
+        return deepspeed_state.inner_optimizer(self.engine.optimizer)
 
     def grad_norm(self) -> float:
         """Global gradient norm of the last step, before clipping."""
@@ -259,7 +268,9 @@ def _spare_deepspeed() -> None:
     """
     import deepspeed.ops
 
+    inside(deepspeed.ops, "__compatible_ops__", "keeping an operator for inference from being compiled")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    require_file(deepspeed, "runtime/zero/muon/muon_optimizer.py", "sparing the compilation of Muon's kernels")
     muon = types.ModuleType("deepspeed.runtime.zero.muon.muon_optimizer")
     muon.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
     sys.modules.setdefault(muon.__name__, muon)

@@ -37,6 +37,7 @@ from dstrain.observe.debug_text import ORDERS, REPORT
 from dstrain.plan import activation_bytes, batch_plan, corpus_tokens, in_phase, make_timeline, rank_memory
 from dstrain.recipe.schema import Recipe
 from dstrain.rundir.attempt_files import write_json
+from dstrain.runtime.deepspeed_state import partition_tensor
 from dstrain.runtime.runtime import Runtime
 from dstrain.train import main
 from dstrain.train.reporting import Reporter
@@ -205,7 +206,7 @@ class Look:
     def _measured(self) -> dict[str, int]:
         """Bytes of what lives when the backward passes of a step are over, by part."""
         parameters = list(self._module.parameters())
-        partitions = [parameter.ds_tensor for parameter in parameters if hasattr(parameter, "ds_tensor")]
+        partitions = [part for parameter in parameters if (part := partition_tensor(parameter)) is not None]
         weights = _storages([*parameters, *partitions])
         states = [view for part in resident_fragments(self._runtime, self._model) for view in part.states.values()]
         optimizer = {address: size for address, size in _storages(states).items() if address not in weights}

@@ -1,6 +1,5 @@
 """AdamW with decay groups."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from dstrain.errors import RecipeError
 from dstrain.model.depth import depth_of_parameters, head_depth
 from dstrain.recipe.training import Optimizer
+from dstrain.runtime.clipping import clipping
 
 
 def parameter_groups(
@@ -51,48 +51,18 @@ def freeze(module: nn.Module, layers: int) -> None:
 
 def build_optimizer(
     module: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float | None, unfreeze_every_steps: int = 0
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW over the decay groups of `module`.
 
     Args:
         unfreeze_every_steps: see `parameter_groups`.
         clip_grad_norm: set only where DeepSpeed does not clip (no ZeRO, fp32): then the optimizer clips by itself.
     """
-    kind = torch.optim.AdamW if clip_grad_norm is None else ClippingAdamW
-    built = kind(
+    arguments: dict[str, Any] = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": True}
+    kind: type[Any] = torch.optim.AdamW if clip_grad_norm is None else clipping(torch.optim.AdamW, clip_grad_norm)
+    built: torch.optim.Optimizer = kind(
         parameter_groups(module, optimizer.weight_decay, optimizer.layer_decay, unfreeze_every_steps),
         lr=0.0,  # set before every step; DeepSpeed may take one by itself to make the states, and must change nothing
-        betas=optimizer.betas,
-        eps=optimizer.eps,
-        fused=True,
+        **arguments,
     )
-    if isinstance(built, ClippingAdamW):
-        assert clip_grad_norm is not None
-        built.clip_grad_norm = clip_grad_norm
     return built
-
-
-class ClippingAdamW(torch.optim.AdamW):
-    """Measures the gradient norm, clips to it, and refuses to step on gradients that are not finite.
-
-    DeepSpeed's ZeRO optimizers do the three by themselves and report them through the same two attributes; without
-    ZeRO in fp32 it steps the plain optimizer, which would turn one NaN into a model of NaNs.
-    """
-
-    clip_grad_norm: float = math.inf
-    _global_grad_norm: float = 0.0
-    overflow: bool = False
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip and step, or set `overflow` and change nothing."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for parameter in parameters:
-            if parameter.grad is None:  # took no part; decays all the same, as under every stage and number of ranks
-                parameter.grad = torch.zeros_like(parameter)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        self._global_grad_norm = float(norm)
-        self.overflow = not math.isfinite(self._global_grad_norm)
-        if not self.overflow:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
-            super().step(closure)

@@ -22,6 +22,7 @@ from dstrain.checkpoint.stored import DamagedError
 from dstrain.checkpoint.verify import describe_skipped
 from dstrain.errors import CheckpointError
 from dstrain.plan.schedule import learning_rate
+from dstrain.runtime.deepspeed_state import whole_shape
 from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import StepBatch, Task
 
@@ -144,9 +145,8 @@ def parameter_shapes(task: Task) -> dict[str, dict[str, Any]]:
     """Name → shape and saved states of everything a checkpoint of this task holds, whatever its partitioning."""
     shapes: dict[str, dict[str, Any]] = {}
     for name, tensor in saved_tensors(task.model).items():
-        shape = getattr(tensor, "ds_shape", tensor.shape)  # under stage 3 the parameter itself is empty
         states = [WEIGHT, *MOMENTS] if tensor.requires_grad else [WEIGHT]
-        shapes[name] = {"shape": list(shape), "states": states}
+        shapes[name] = {"shape": whole_shape(tensor), "states": states}
     return shapes
 
 

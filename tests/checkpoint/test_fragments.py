@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from synthetic import synthetic_manifest
 
 from dstrain.checkpoint.files import write_safetensors
-from dstrain.checkpoint.fragments import Fragment, _partition, fragment_key, overlap, parse_fragment_key, share
+from dstrain.checkpoint.fragments import Fragment, fragment_key, overlap, parse_fragment_key, share
 from dstrain.checkpoint.load import Pieces, Wanted
 from dstrain.checkpoint.verify import check_completeness
+from dstrain.runtime.deepspeed_state import unpadded
 
 SIZES = st.integers(0, 10_000)
 WORLDS = st.integers(1, 64)
@@ -32,7 +33,7 @@ def test_stage_3_partitions_cover_everything_once_without_padding(numel: int, wo
     padded = -(-numel // world_size)  # what DeepSpeed gives every rank
     reached = 0
     for rank in range(world_size):
-        offset, count = _partition(numel, padded, rank)
+        offset, count = unpadded(numel, padded, rank)
         assert offset == reached
         assert 0 <= count <= padded
         reached += count
@@ -92,7 +93,7 @@ def resident(values: list[torch.Tensor], topology: Topology, rank: int) -> list[
         if stage == 0:
             start, stop = 0, len(value)
         elif stage == 3:
-            start, count = _partition(len(value), -(-len(value) // world), rank)
+            start, count = unpadded(len(value), -(-len(value) // world), rank)
             stop = start + count
         else:
             first, last = overlap(ends[number], (rank * partition, (rank + 1) * partition))
