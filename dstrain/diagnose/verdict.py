@@ -247,12 +247,12 @@ _HANGS: tuple[tuple[str, str, str], ...] = (
     (
         r"it stood still for .* in phase data, and was killed",
         "its data process made no rows: it hangs, or the storage does",
-        "look at that node's storage; the log has the stacks. If the data are only slow, raise hang_seconds",
+        "look at that node's storage; the log has the stacks. If the data are only slow, raise hang_timeout_seconds",
     ),
     (
         r"it stood still for .*, and was killed",
         "it hangs, and the other ranks waited for it",
-        "the logs have every rank's stacks. If that phase only takes long, raise hang_seconds",
+        "the logs have every rank's stacks. If that phase only takes long, raise hang_timeout_seconds",
     ),
 )
 _DATA_PROCESS_KILLED = re.compile(r"data process .* was killed by SIGKILL")

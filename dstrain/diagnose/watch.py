@@ -104,7 +104,7 @@ def watch(run_dir: Path, attempt: int, ranks: Sequence[int], node: int = 0, node
     every = min(max(STATUS_EVERY_SECONDS, nodes / _NODES_A_SECOND), RARELY_SECONDS)
     with contextlib.suppress(UserError, OSError):
         recipe = load_recipe(run_dir / "recipe.yaml", check_files=False).recipe
-        return Watch(run_dir, attempt, ranks, recipe.hang_seconds, node, nodes, every)
+        return Watch(run_dir, attempt, ranks, recipe.hang_timeout_seconds, node, nodes, every)
     return None
 
 

@@ -78,12 +78,12 @@ def decoder_start(config: Any) -> int:
 
 def generation_config(config: Any, decoding: Decoding, target_length: int) -> GenerationConfig:
     """How a model writes: beam search up to `target_length` tokens, the last of which ends the text."""
-    beams = {"length_penalty": decoding.length_penalty, "early_stopping": False} if decoding.beams > 1 else {}
+    beams = {"length_penalty": decoding.length_penalty, "early_stopping": False} if decoding.num_beams > 1 else {}
     return GenerationConfig(
-        num_beams=decoding.beams,
-        no_repeat_ngram_size=decoding.no_repeat_ngram,
+        num_beams=decoding.num_beams,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         max_new_tokens=target_length,
-        min_new_tokens=decoding.shortest or None,
+        min_new_tokens=decoding.min_new_tokens or None,
         do_sample=False,
         decoder_start_token_id=decoder_start(config),
         eos_token_id=config.eos_token_id,

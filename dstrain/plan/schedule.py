@@ -43,14 +43,14 @@ def rate_share(schedule: Schedule, step: int, steps: int, reductions: int = 0) -
     if step < warmup:
         return (step + 1) / warmup
     if schedule.plateau is not None:
-        return float(max(schedule.final_ratio, schedule.plateau.factor**reductions))
+        return float(max(schedule.min_lr_ratio, schedule.plateau.factor**reductions))
     if schedule.name == "inverse_sqrt":
-        return max(schedule.final_ratio, math.sqrt(max(warmup, 1) / (step + 1)))
+        return max(schedule.min_lr_ratio, math.sqrt(max(warmup, 1) / (step + 1)))
     start = warmup
     if schedule.name == "warmup_stable_decay":
         start = max(warmup, steps - round(schedule.decay_fraction * steps))
     passed = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
-    return schedule.final_ratio + (1 - schedule.final_ratio) * _share_left(schedule, passed)
+    return schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * _share_left(schedule, passed)
 
 
 def warmup_steps(schedule: Schedule, steps: int) -> int:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
+from dstrain.recipe.messages import RENAMED_KEYS
 from dstrain.tasks.batching import Ids, batches_by_length, padded
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.retrieval import POOLING
@@ -154,11 +155,14 @@ def _settings(folder: Path) -> dict[str, Any]:
     """The recipe's `task` and `data` as the export wrote them down; nothing where another program made the folder."""
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_bytes())
-        return {"task": settings["task"], "data": dict(settings["data"])}
+        task, data = settings["task"], dict(settings["data"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SETTINGS} is damaged: {error}; export the run again") from error
+    for key in RENAMED_KEYS.keys() & data.keys():
+        raise UserError(f"{folder / SETTINGS}: {key} is now called {RENAMED_KEYS[key]}; rename it there")
+    return {"task": task, "data": data}
 
 
 def data_keys(loaded: Loaded, section: type[Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class TextClassifier:
         pair = loaded.data.get("pair_field")
         self.fields = (loaded.data.get("text_field", "text"), *([pair] if pair else []))
         self.label_field: str = loaded.data.get("label_field", "label")
-        self.reject_below: float = loaded.data.get("reject_below", 0.0)
+        self.min_confidence: float = loaded.data.get("min_confidence", 0.0)
 
     def predict(self, texts: list[str]) -> list[Prediction]:
         """The most probable label of texts, which share one batch. Longer ones are cut where training cut them."""
@@ -107,13 +107,13 @@ class TextClassifier:
     def answers(self, values: Sequence[tuple[Any, ...]], batch_rows: int) -> list[dict[str, Any]]:
         """See `Predictor`: label and probability; or `labels`, those that are more probable than not; or `number`.
 
-        The label is None where its probability is below `reject_below`.
+        The label is None where its probability is below `min_confidence`.
         """
         problem = self.model.config.problem_type
         if problem not in ("regression", "multi_label_classification"):
             return [
                 {
-                    "label": one.label if one.probability >= self.reject_below else None,
+                    "label": one.label if one.probability >= self.min_confidence else None,
                     "probability": round(one.probability, 6),
                 }
                 for one in self.best(values, batch_rows)
@@ -134,7 +134,10 @@ class TextClassifier:
             rows, starts = zip(*encoded_pairs(self.encoder, pairs, self.length, self._loaded.separators), strict=True)
         else:
             texts = (text for (text,) in values)
-            rows, starts = tuple(encoded(self.encoder, texts, self.length, self._loaded.data.get("cut", "end"))), ()
+            rows, starts = (
+                tuple(encoded(self.encoder, texts, self.length, self._loaded.data.get("truncation_side", "end"))),
+                (),
+            )
         found = torch.empty(len(rows), self.model.config.num_labels)
         for places, outputs in self._loaded.batches(rows, starts, batch_rows):
             found[places] = outputs.logits.float()
@@ -226,7 +229,7 @@ class AnswerFinder:
             logits = QuestionAnswering.logits_of(outputs).float().numpy().astype(np.float64)  # (rows, tokens, 2)
             for place, own in zip(places, logits, strict=True):
                 row = rows[place]
-                best = best_spans(row, own[:, 0], own[:, 1], data.n_best, data.longest_answer)
+                best = best_spans(row, own[:, 0], own[:, 1], data.n_best, data.max_answer_length)
                 windows[row.question].append(best)
         return [self._answer(context, found) for (_, context), found in zip(values, windows, strict=True)]
 

@@ -78,7 +78,7 @@ def threshold_command(args: Namespace) -> int:
     if not len(in_scope):
         raise UserError(f"{name}: no text has one of the model's labels; the threshold is chosen on those")
     threshold = chosen_threshold(in_scope, args.keep)
-    found = {"reject_below": threshold, "keep": args.keep, "held_out": scope_scores(*held_out, threshold)}
+    found = {"min_confidence": threshold, "keep": args.keep, "held_out": scope_scores(*held_out, threshold)}
     if args.test:
         tested = _judged(classifier, args.test, args.label_field)
         if not len(tested[0]):
@@ -135,7 +135,7 @@ def _write(folder: Path, threshold: float) -> Path:
     try:
         settings: dict[str, Any] = {"task": "sequence_classification"}
         settings |= json.loads(path.read_bytes()) if path.exists() else {}
-        settings["data"] = settings.get("data", {}) | {"reject_below": threshold}
+        settings["data"] = settings.get("data", {}) | {"min_confidence": threshold}
         path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be changed ({error}); --dry-run only prints the threshold") from error
@@ -143,7 +143,7 @@ def _write(folder: Path, threshold: float) -> Path:
 
 
 def _text(found: dict[str, Any], names: dict[str, str], written: Path | None) -> str:
-    lines = [f"threshold {found['reject_below']:.3f}: keeps {found['keep']:.0%} of the held-out texts in scope"]
+    lines = [f"threshold {found['min_confidence']:.3f}: keeps {found['keep']:.0%} of the held-out texts in scope"]
     for part in ("held_out", "test"):
         if part not in found:
             continue

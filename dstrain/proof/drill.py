@@ -92,8 +92,8 @@ def drill(plan: Plan, folder: Path, say: Say) -> list[Outcome]:
         whole.end()
     seconds = time.monotonic() - began
     patience = max(_LEAST_PATIENCE_SECONDS, _PATIENCE_IN_WHOLE_RUNS * seconds)
-    hang_seconds = max(_LEAST_HANG_SECONDS, _HANG_IN_STEPS * seconds / plan.steps)
-    recipe = recipe.model_copy(update={"hang_seconds": hang_seconds})
+    hang_timeout_seconds = max(_LEAST_HANG_SECONDS, _HANG_IN_STEPS * seconds / plan.steps)
+    recipe = recipe.model_copy(update={"hang_timeout_seconds": hang_timeout_seconds})
     group, mounts, outcomes, courses = MemoryGroup.create(), can_mount(), [], 0
     course: Course | None = None
     try:

@@ -120,19 +120,20 @@ class MaskedLmData(Section):
 class ExampleData(Section):
     """Examples to fine-tune on: files of `format` (by default as their names say), or datasets://NAME[:CONFIG]#SPLIT.
 
-    Either `valid` is given, or `hold_out` examples of `train` become it, drawn by `seed`; less than 1 is a share. With
-    `hold_out_by`, the name of a field, examples that have the same value there (an author, an article) stay together.
-    Or `train` is cut into `folds`, and number `fold` (from 0) is held out; the same texts are in one fold. `split_seed`
-    draws what is held out, null: `seed` does. `columns` names those of CSV and TSV files without a header; `encoding`
-    is Python's name of a file's. `longest_text` is in characters. Batches are made of texts of like length: each run of
-    `length_groups` global batches is sorted by length, and its batches are shuffled. `skip_rows` as for masked_lm.
+    Either `valid` is given, or `validation_split` examples of `train` become it, drawn by `seed`; less than 1 is a
+    share. With `validation_split_by`, the name of a field, examples that have the same value there (an author, an
+    article) stay together. Or `train` is cut into `folds`, and number `fold` (from 0) is held out; the same texts are
+    in one fold. `split_seed` draws what is held out, null: `seed` does. `columns` names those of CSV and TSV files
+    without a header; `encoding` is Python's name of a file's. `longest_text` is in characters. Batches are made of
+    texts of like length: each run of `length_groups` global batches is sorted by length, and its batches are shuffled.
+    `skip_rows` as for masked_lm.
     """
 
     train: str
     valid: str | None = None
     test: str | None = None
-    hold_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
-    hold_out_by: str | None = None
+    validation_split: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = None
+    validation_split_by: str | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: NonNegativeInt = 0
     split_seed: NonNegativeInt | None = None
@@ -156,13 +157,13 @@ class ClassificationData(ExampleData):
     """Texts, or pairs of texts, and a target each: one label, several (a list, or joined by `separator`), or a number.
 
     `labels` fixes the labels and their order; otherwise they are those of `train`, sorted. `label_pattern` is a regular
-    expression whose group is the label, for fields that hold more, such as a path. `cut` is where a text of more than
-    `sequence_length` tokens loses some; reviews often conclude at the end (Sun et al. 2019). Examples that have one of
-    `left_out_labels` are left out. Prediction says `label: null` where its best label is less probable than
-    `reject_below`; `dstrain threshold` finds a good one.
+    expression whose group is the label, for fields that hold more, such as a path. `truncation_side` is where a text of
+    more than `sequence_length` tokens loses some; reviews often conclude at the end (Sun et al. 2019). Examples that
+    have one of `left_out_labels` are left out. Prediction says `label: null` where its best label is less probable than
+    `min_confidence`; `dstrain threshold` finds a good one.
     """
 
-    cut: Literal["end", "middle", "start"] = "end"
+    truncation_side: Literal["end", "middle", "start"] = "end"
     text_field: str = "text"
     pair_field: str | None = None
     label_field: str = "label"
@@ -170,7 +171,7 @@ class ClassificationData(ExampleData):
     label_pattern: str | None = None
     labels: tuple[str, ...] = ()
     left_out_labels: tuple[str, ...] = ()
-    reject_below: Fraction = 0.0
+    min_confidence: Fraction = 0.0
     separator: str = ","
 
 
@@ -197,7 +198,7 @@ class QuestionAnsweringData(ExampleData):
     """Questions whose answers are spans of a text: SQuAD's JSON, or flat records with lists of answers.
 
     A text that is too long becomes windows that share `stride` tokens. `unanswerable` questions (SQuAD 2.0) are
-    answered with nothing where that scores better than the best span by more than `null_threshold`. `longest_answer`
+    answered with nothing where that scores better than the best span by more than `null_threshold`. `max_answer_length`
     is in tokens.
     """
 
@@ -208,7 +209,7 @@ class QuestionAnsweringData(ExampleData):
     language: Literal["en", "zh"] = "en"
     stride: NonNegativeInt = 128
     question_length: PositiveInt = 64
-    longest_answer: PositiveInt = 30
+    max_answer_length: PositiveInt = 30
     n_best: PositiveInt = 20
     null_threshold: float = 0.0
 

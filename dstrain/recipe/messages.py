@@ -15,6 +15,20 @@ _COMPARISONS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+RENAMED_KEYS = {  # what a key was called, and what it is called now
+    "beams": "num_beams",
+    "cut": "truncation_side",
+    "final_ratio": "min_lr_ratio",
+    "frequency_correction": "log_q_correction",
+    "hang_seconds": "hang_timeout_seconds",
+    "hold_out": "validation_split",
+    "hold_out_by": "validation_split_by",
+    "least_change": "min_delta",
+    "longest_answer": "max_answer_length",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "reject_below": "min_confidence",
+    "shortest": "min_new_tokens",
+}
 _SAID_AS_BOOLEAN = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
@@ -45,6 +59,9 @@ def unknown_key(path: str, known_keys: Iterable[str], all_paths: Iterable[str]) 
     """Say that a key does not exist, and which one was probably meant: here, or of the same name in another section."""
     section, _, key = path.rpartition(".")
     listed = list(known_keys)
+    renamed = RENAMED_KEYS.get(key)
+    if renamed in listed:
+        return f"{path} is now called {f'{section}.{renamed}'.lstrip('.')}; write that instead"
     elsewhere = next((other for other in all_paths if other.rpartition(".")[2] == key), None)
     close = nearest(key, listed)
     meant = elsewhere or (close and f"{section}.{close}".lstrip("."))

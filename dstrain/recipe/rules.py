@@ -72,24 +72,24 @@ def _row_ranges_ascend(ranges: tuple[str, ...]) -> Verdict:
     return None
 
 
-@rule("data.valid", "data.hold_out", "data.folds")
-def _one_held_out_set(valid: str | None, hold_out: float | None, folds: int | None) -> Verdict:
-    given = {"data.valid": valid, "data.hold_out": hold_out, "data.folds": folds}
+@rule("data.valid", "data.validation_split", "data.folds")
+def _one_held_out_set(valid: str | None, validation_split: float | None, folds: int | None) -> Verdict:
+    given = {"data.valid": valid, "data.validation_split": validation_split, "data.folds": folds}
     beside = [f"{key}={value}" for key, value in given.items() if value is not None]
     if not beside:
         return (
-            "and data.hold_out are both missing; give a file, or data.hold_out=0.1 to take a tenth of data.train, or "
-            "data.folds=5"
+            "and data.validation_split are both missing; give a file, or data.validation_split=0.1 to take a tenth of "
+            "data.train, or data.folds=5"
         )
     if len(beside) > 1:
         return f"is one of {len(beside)} held-out sets ({', '.join(beside)}); keep one, set the others to null"
     return None
 
 
-@rule("data.hold_out_by", "data.hold_out", "data.folds")
-def _groups_are_held_out(hold_out_by: str | None, hold_out: float | None, folds: int | None) -> Verdict:
-    if hold_out_by is not None and hold_out is None and folds is None:
-        return "says how data.hold_out or data.folds are drawn, and neither is given; delete it, or give one"
+@rule("data.validation_split_by", "data.validation_split", "data.folds")
+def _groups_are_held_out(validation_split_by: str | None, validation_split: float | None, folds: int | None) -> Verdict:
+    if validation_split_by is not None and validation_split is None and folds is None:
+        return "says how data.validation_split or data.folds are drawn, and neither is given; delete it, or give one"
     return None
 
 
@@ -100,9 +100,9 @@ def _fold_is_one_of_them(fold: int, folds: int | None) -> Verdict:
     return f"is none of data.folds={folds}, which are numbered 0 to {folds - 1}" if folds and fold >= folds else None
 
 
-@rule("data.cut", "data.pair_field")
-def _pairs_are_cut_at_the_end(cut: str, pair_field: str | None) -> Verdict:
-    if cut != "end" and pair_field is not None:
+@rule("data.truncation_side", "data.pair_field")
+def _pairs_are_cut_at_the_end(truncation_side: str, pair_field: str | None) -> Verdict:
+    if truncation_side != "end" and pair_field is not None:
         return (
             f"is for single texts, and data.pair_field={pair_field}: of a pair the longer text loses its end; use end"
         )
@@ -189,9 +189,9 @@ def _smoothing_leaves_the_target(smoothing: float, _length: int) -> Verdict:
     return "leaves nothing of the targets; use less than 1, as in 0.1" if smoothing >= 1 else None
 
 
-@rule("decoding.shortest", "data.target_length")
-def _shortest_is_shorter_than_longest(shortest: int, longest: int) -> Verdict:
-    if shortest >= longest:
+@rule("decoding.min_new_tokens", "data.target_length")
+def _min_new_tokens_are_below_the_longest(min_new_tokens: int, longest: int) -> Verdict:
+    if min_new_tokens >= longest:
         return f"leaves no room below data.target_length={longest}; use at most {longest - 1}"
     return None
 
@@ -219,9 +219,9 @@ def _left_out_labels_are_others(left_out: tuple[str, ...], labels: tuple[str, ..
     return f"names {both[0]!r}, and so does data.labels; delete it from one of them" if both else None
 
 
-@rule("data.reject_below", "data.target")
-def _rejection_needs_one_label(reject_below: float, target: str) -> Verdict:
-    return f"needs one label a text, and data.target={target}; use 0" if reject_below and target != "label" else None
+@rule("data.min_confidence", "data.target")
+def _rejection_needs_one_label(min_confidence: float, target: str) -> Verdict:
+    return f"needs one label a text, and data.target={target}; use 0" if min_confidence and target != "label" else None
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -41,7 +41,7 @@ class CommonRecipe(Section):
     early_stopping: EarlyStopping | None = None
     log: Log = Log()
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
-    hang_seconds: PositiveFloat = 1200.0  # a rank that stands still for longer is ended, and the run restarted
+    hang_timeout_seconds: PositiveFloat = 1200.0  # a rank that stands still for longer is ended, and the run restarted
 
     @property
     def objective(self) -> str:
@@ -125,12 +125,12 @@ class ContrastiveLoss(Section):
     """InfoNCE (van den Oord et al. 2018) over all documents of the global batch; `symmetric`: over its queries too.
 
     Similarities are cosines ÷ `temperature`. Documents known to be relevant to a query are never its negatives. Those
-    which answer many queries are among the negatives as often, and so are learnt to be unlikely; `frequency_correction`
+    which answer many queries are among the negatives as often, and so are learnt to be unlikely; `log_q_correction`
     takes that back (Yi et al. 2019), where it is popular documents that are wanted.
     """
 
     temperature: PositiveFloat = 0.05
-    frequency_correction: bool = False
+    log_q_correction: bool = False
     symmetric: bool = False
 
 
@@ -171,14 +171,14 @@ class Smoothing(Section):
 class Decoding(Section):
     """Beam search, in evaluation and by `dstrain predict`: 1 beam takes the likeliest token each time.
 
-    Scores are divided by length ** `length_penalty` (0: the short are preferred). `no_repeat_ngram`: no run of so many
-    tokens comes twice; 0 allows it. No text ends before it has `shortest` tokens.
+    Scores are divided by length ** `length_penalty` (0: the short are preferred). `no_repeat_ngram_size`: no run of so
+    many tokens comes twice; 0 allows it. No text ends before it has `min_new_tokens` tokens.
     """
 
-    beams: PositiveInt = 4
+    num_beams: PositiveInt = 4
     length_penalty: float = 1.0
-    no_repeat_ngram: NonNegativeInt = 0
-    shortest: NonNegativeInt = 0
+    no_repeat_ngram_size: NonNegativeInt = 0
+    min_new_tokens: NonNegativeInt = 0
 
 
 class SequenceToSequenceRecipe(CommonRecipe):

@@ -32,7 +32,7 @@ _FIXED_FOR_A_RUN = frozenset(
 # Which rows there are, of tasks on examples. The shards of masked_lm are compared by content, phase by phase.
 _FIXED_FOR_EXAMPLES = frozenset(
     {
-        "data.hold_out",
+        "data.validation_split",
         "data.folds",
         "data.fold",
         "data.split_seed",

@@ -50,7 +50,7 @@ class Optimizer(Section):
 
 
 class Plateau(Section):
-    """When the learning rate falls: after `patience` evaluations in a row no better by more than `least_change`.
+    """When the learning rate falls: after `patience` evaluations in a row no better by more than `min_delta`.
 
     It is then multiplied by `factor`, and the evaluations are counted anew.
     """
@@ -59,7 +59,7 @@ class Plateau(Section):
     direction: Literal["maximize", "minimize"] = "minimize"
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
     patience: PositiveInt = 2
-    least_change: NonNegativeFloat = 0.0
+    min_delta: NonNegativeFloat = 0.0
 
 
 class PhaseSchedule(Section):
@@ -80,16 +80,16 @@ class PhaseSchedule(Section):
     decay_fraction: Fraction = 0.1
     power: PositiveFloat = 1.0
     restarts: PositiveInt = 1
-    final_ratio: Fraction = 0.0
+    min_lr_ratio: Fraction = 0.0
 
 
 class Schedule(Section):
-    """Learning rate over the run: a linear warm-up, then the named course down to `final_ratio` × learning_rate.
+    """Learning rate over the run: a linear warm-up, then the named course down to `min_lr_ratio` × learning_rate.
 
     `linear`, `cosine` (Loshchilov & Hutter 2017), `polynomial` (the share of steps left, to the power of `power`; Chen
     et al. 2018) and `one_minus_sqrt` (1 - √ of the share passed, the cooldown of Hägele et al. 2024) fall from the end
     of the warm-up to the end of the run. `cosine_restarts` begins again after each of its `restarts`, in equal parts
-    (Loshchilov & Hutter 2017). `inverse_sqrt` falls with 1 ÷ √ of the step (Vaswani et al. 2017), and `final_ratio` is
+    (Loshchilov & Hutter 2017). `inverse_sqrt` falls with 1 ÷ √ of the step (Vaswani et al. 2017), and `min_lr_ratio` is
     its least. `warmup_stable_decay` (Hu et al. 2024) stays, and falls in a line over the last `decay_fraction`.
     `plateau` goes by a metric of the evaluations, named in the section of this name.
     """
@@ -110,7 +110,7 @@ class Schedule(Section):
     decay_fraction: Fraction = 0.1
     power: PositiveFloat = 1.0
     restarts: PositiveInt = 1
-    final_ratio: Fraction = 0.0
+    min_lr_ratio: Fraction = 0.0
     plateau: Plateau | None = None
 
 
@@ -146,14 +146,14 @@ class Evaluate(Section):
 class EarlyStopping(Section):
     """Keep the checkpoint whose evaluation was best by `metric`, and end with it.
 
-    A run stops after `patience` evaluations in a row that were no better by more than `least_change`; null trains on to
+    A run stops after `patience` evaluations in a row that were no better by more than `min_delta`; null trains on to
     the end.
     """
 
     metric: Metric
     direction: Literal["maximize", "minimize"] = "maximize"
     patience: PositiveInt | None = None
-    least_change: NonNegativeFloat = 0.0
+    min_delta: NonNegativeFloat = 0.0
 
 
 class Log(Section):

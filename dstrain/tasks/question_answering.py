@@ -103,7 +103,7 @@ class QuestionAnswering(ExampleTask[Question]):
         found = []
         for row, logits in zip(rows, self.module.outputs.cpu().numpy().astype(np.float64), strict=True):
             assert isinstance(row, QuestionRow) and row.span is not None
-            null, spans = best_spans(row.span, logits[0], logits[1], data.n_best, data.longest_answer)
+            null, spans = best_spans(row.span, logits[0], logits[1], data.n_best, data.max_answer_length)
             spans += [(0, 0, NO_SPAN)] * (data.n_best - len(spans))
             found.append(np.array([null, *(number for span in spans for number in span)]))
         return found

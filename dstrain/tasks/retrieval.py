@@ -187,7 +187,7 @@ class Retrieval(ExampleTask[Query]):
             layout.first_documents,
             negatives_of([self._known[row.example] for row in rows], layout.documents),
             offsets=self._offsets(rows, layout)
-            if loss.frequency_correction
+            if loss.log_q_correction
             else np.zeros(len(layout.documents), np.float32),
             temperature=loss.temperature,
             symmetric=loss.symmetric,

@@ -104,7 +104,9 @@ class SequenceClassification(ExampleTask[Example]):
         if self._recipe.data.pair_field is None:
             ids = [
                 (row, 0)
-                for row in encoded(self.encoder, (example.text for example in examples), length, self._recipe.data.cut)
+                for row in encoded(
+                    self.encoder, (example.text for example in examples), length, self._recipe.data.truncation_side
+                )
             ]
         else:
             pairs = ((example.text, example.pair or "") for example in examples)

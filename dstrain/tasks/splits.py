@@ -52,7 +52,7 @@ class SplitReader:
         """`needed`: the fields that every record must have, each with the key of the recipe that names it."""
         self._data, self._needed = data, needed
         self._reading = Reading(data.format, data.columns, token_pattern, data.encoding)
-        self._groups: list[str] = []  # of each training example: its value of data.hold_out_by
+        self._groups: list[str] = []  # of each training example: its value of data.validation_split_by
         self.notes: list[str] = []
         self.facts: dict[str, Any] = {}
 
@@ -68,8 +68,8 @@ class SplitReader:
         mistakes: list[str] = []
         refused: list[str] = []
         reasons: Counter[str] = Counter()
-        group_field = self._data.hold_out_by if split == "train" else None
-        needed = dict(self._needed) | ({group_field: "data.hold_out_by"} if group_field else {})
+        group_field = self._data.validation_split_by if split == "train" else None
+        needed = dict(self._needed) | ({group_field: "data.validation_split_by"} if group_field else {})
         for record in records_of(location, self._reading, needed):
             found = record.problem or _missing(record, needed) or _halved(record, needed) or parse(record)
             if not isinstance(found, str):
@@ -92,21 +92,21 @@ class SplitReader:
             self._note_dropped(split, location, mistakes, reasons, len(examples))
         return examples
 
-    def hold_out(self, train: list[E]) -> tuple[list[E], list[E]]:
-        """Split off data.hold_out examples, drawn by data.seed. Raises CorpusError where none would be left.
+    def split_off_validation(self, train: list[E]) -> tuple[list[E], list[E]]:
+        """Split off data.validation_split examples, drawn by data.seed. Raises CorpusError where none would be left.
 
-        With data.hold_out_by, groups are drawn until they have as many: all examples of a group are on the same side.
+        With data.validation_split_by, groups are drawn until they have as many: no group is on both sides.
         """
-        wanted = self._data.hold_out
-        assert wanted is not None, "a valid recipe has data.valid or data.hold_out"
+        wanted = self._data.validation_split
+        assert wanted is not None, "a valid recipe has data.valid or data.validation_split"
         count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(train)))
         if count >= len(train):
             raise CorpusError(
-                f"data.hold_out={count} takes all of the {len(train)} examples of {self._data.train}; use 0.1 for a "
-                f"tenth of them"
+                f"data.validation_split={count} takes all of the {len(train)} examples of {self._data.train}; use "
+                f"0.1 for a tenth of them"
             )
         key = stream_key(self._split_seed, "hold out")
-        if self._data.hold_out_by is None:
+        if self._data.validation_split_by is None:
             drawn = set(permutation(key, len(train))[:count].tolist())
         else:
             drawn = self._drawn_groups(key, count)
@@ -116,12 +116,12 @@ class SplitReader:
     def fold(self, train: list[E], key: Key[E]) -> tuple[list[E], list[E]]:
         """Split off fold data.fold of data.folds, which data.split_seed draws alike for all of them.
 
-        The same texts, or the same values of data.hold_out_by, are in one fold. Raises CorpusError where there are
-        fewer of these than folds.
+        The same texts, or the same values of data.validation_split_by, are in one fold. Raises CorpusError where there
+        are fewer of these than folds.
         """
         folds, mine = self._data.folds, self._data.fold
         assert folds is not None
-        units = self._groups if self._data.hold_out_by is not None else [key(example) for example in train]
+        units = self._groups if self._data.validation_split_by is not None else [key(example) for example in train]
         there = list(dict.fromkeys(units))
         if len(there) < folds:
             raise CorpusError(f"data.folds={folds}, and {self._data.train} has {len(there)} texts; use at most that")
@@ -148,12 +148,14 @@ class SplitReader:
                 break
         if len(drawn) == len(self._groups):
             raise CorpusError(
-                f"data.hold_out={count} by data.hold_out_by={self._data.hold_out_by} takes all examples of "
-                f"{self._data.train}: it has only {len(groups):,} different values there; hold out fewer, or by "
+                f"data.validation_split={count} by data.validation_split_by={self._data.validation_split_by} "
+                f"takes all examples of {self._data.train}: "
+                f"it has only {len(groups):,} different values there; hold out fewer, or by "
                 f"another field"
             )
         self.notes.append(
-            f"data.valid: {len(drawn):,} examples of data.train, whose {self._data.hold_out_by} no other example has"
+            f"data.valid: {len(drawn):,} examples of data.train, whose {self._data.validation_split_by} "
+            f"no other example has"
         )
         return drawn
 
@@ -180,13 +182,13 @@ class SplitReader:
             return but_for_case_and_spaces(key(example))
 
         train = self.read("train", parse)
-        if self._data.hold_out_by is None:  # else records are drawn, by the group that each is of
+        if self._data.validation_split_by is None:  # else records are drawn, by the group that each is of
             train = merged(train)
         judge = parse_held_out(train)
         if self._data.folds is not None:
             train, valid = self.fold(train, alike)
         elif self._data.valid is None:
-            train, valid = self.hold_out(train)
+            train, valid = self.split_off_validation(train)
         else:
             valid = self.read("valid", judge)
         test = self.read("test", judge) if self._data.test is not None else []

@@ -43,7 +43,7 @@ def _judged(
     if before is None or before["value"] is None:
         return {"step": step, "value": float(value), "since": 0} if math.isfinite(value) else before
     change = value - before["value"] if rule.direction == "maximize" else before["value"] - value
-    if change > rule.least_change:  # never where one of them is NaN
+    if change > rule.min_delta:  # never where one of them is NaN
         return {"step": step, "value": float(value), "since": 0}
     return before | {"since": before["since"] + 1}
 

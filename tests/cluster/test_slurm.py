@@ -205,7 +205,7 @@ def test_a_chain_and_then_other_nodes_and_stages(slurm_lab: SlurmLab, project: P
     # SLURM grants as many of the 2 to 4 nodes as are free at that moment, and the last job's may not be yet
     nodes = ("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T")
     wait_until(lambda: slurm_lab.run(*nodes).stdout.split() == ["idle"] * 3, START_SECONDS)
-    words = ("train.zero.stage=2", f"hang_seconds={HANG_SECONDS}", "--nodes", "2-4", "--chain", "2")
+    words = ("train.zero.stage=2", f"hang_timeout_seconds={HANG_SECONDS}", "--nodes", "2-4", "--chain", "2")
     fourth, fifth = submit(slurm_lab, project, profile, *words)
     wait_for_step(project, 4, step + 8)
     rank = str(project.of_attempt(4, "ranks/rank-00002.json")["pid"])

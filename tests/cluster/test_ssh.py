@@ -173,7 +173,7 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stack_and_the_run_ends_or_
     ssh_lab: SshLab, project: Project
 ) -> None:
     Orders().write(project.run_dir)
-    words = (f"hang_seconds={HANG_SECONDS}", "--entry", ENTRY)
+    words = (f"hang_timeout_seconds={HANG_SECONDS}", "--entry", ENTRY)
     launch = Launch(ssh_lab, project, TWO_HOSTS, 2, "openssh", *words, on_hang="stop")
     launch.wait_for_step(1, 12)
     ssh_lab.on("node2", ["kill", "-STOP", str(project.of_attempt(1, "ranks/rank-00001.json")["pid"])])

@@ -362,7 +362,7 @@ def test_a_rank_that_hangs_is_shown_with_its_stack_and_what_follows_is_the_profi
     decision: str,
 ) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/recipe.yaml").write_text(resolved_yaml(tiny_recipe("hang_seconds=1")))
+    (tmp_path / "run/recipe.yaml").write_text(resolved_yaml(tiny_recipe("hang_timeout_seconds=1")))
     supervisor = start({"1": {"0": ["beat 7", "kill SIGSTOP"]}, "2": {}}, 1, 3, *words)
     ended, output = supervisor.end()
     assert ended == code, output

@@ -34,7 +34,7 @@ def test_linear() -> None:
 
 def test_cosine() -> None:
     expected = [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
-    assert shares(8, name="cosine", final_ratio=0.2) == pytest.approx(expected)
+    assert shares(8, name="cosine", min_lr_ratio=0.2) == pytest.approx(expected)
 
 
 def test_constant() -> None:
@@ -42,17 +42,17 @@ def test_constant() -> None:
 
 
 def test_warmup_stable_decay() -> None:
-    found = shares(20, name="warmup_stable_decay", warmup_fraction=0.1, decay_fraction=0.25, final_ratio=0.5)
+    found = shares(20, name="warmup_stable_decay", warmup_fraction=0.1, decay_fraction=0.25, min_lr_ratio=0.5)
     assert found == pytest.approx([0.5, *[1.0] * 14, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 
 
 def test_one_minus_sqrt() -> None:
-    found = shares(9, name="one_minus_sqrt", final_ratio=0.1)
+    found = shares(9, name="one_minus_sqrt", min_lr_ratio=0.1)
     assert found == pytest.approx([1 - 0.9 * math.sqrt(step / 9) for step in range(10)])
 
 
 def test_inverse_sqrt_is_that_of_the_transformer() -> None:
-    found = shares(400, name="inverse_sqrt", warmup_steps=25, final_ratio=0.3)
+    found = shares(400, name="inverse_sqrt", warmup_steps=25, min_lr_ratio=0.3)
     steps = range(1, 402)
     transformer = [min(step**-0.5, step * 25**-1.5) / 25**-0.5 for step in steps]  # Vaswani et al. 2017, equation 3
     assert found == pytest.approx([*transformer[:25], *(max(share, 0.3) for share in transformer[25:])])
@@ -82,7 +82,7 @@ def test_every_schedule_rises_to_its_peak_then_never_rises(
     name: str, total: int, warmup: float, decay: float, final: float, power: float
 ) -> None:
     restarts = {"restarts": 1} if name == "cosine_restarts" else {}
-    keys = {"name": name, "warmup_fraction": warmup, "decay_fraction": decay, "final_ratio": final, "power": power}
+    keys = {"name": name, "warmup_fraction": warmup, "decay_fraction": decay, "min_lr_ratio": final, "power": power}
     found = shares(total, **keys, **restarts)
     top = warmup_steps(Schedule(warmup_fraction=warmup), total)
     rise, fall = found[:top], found[top:]
@@ -114,7 +114,7 @@ def test_a_plateau_falls_by_its_factor_in_every_phase() -> None:
     plateau = {"metric": "loss", "factor": 0.5, "patience": 1}
     recipe = phased(
         [{"steps": 4}, {"steps": 4, "optimizer": {"learning_rate": PEAK / 2}}],
-        schedule={"name": "plateau", "plateau": plateau, "final_ratio": 0.2},
+        schedule={"name": "plateau", "plateau": plateau, "min_lr_ratio": 0.2},
         evaluate={"every_steps": 1},
     )
     timeline = timeline_of(recipe)

@@ -77,7 +77,7 @@ def test_the_chosen_threshold_is_written_and_prediction_goes_by_it(
     assert found["held_out"]["in_scope_kept"] >= 0.95
     assert (found["test"]["in_scope"], found["test"]["out_of_scope"]) == (100, 50)
     assert found["test"]["auroc"] > 0.6
-    assert json.loads((folder / "dstrain.json").read_text())["data"] == {"reject_below": found["reject_below"]}
+    assert json.loads((folder / "dstrain.json").read_text())["data"] == {"min_confidence": found["min_confidence"]}
 
     assert predict_command(Namespace(model=str(folder), file=str(test), text_field=None, batch_rows=32)) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -86,7 +86,7 @@ def test_the_chosen_threshold_is_written_and_prediction_goes_by_it(
     assert sum(rejected[:100]) == pytest.approx(100 * (1 - found["test"]["in_scope_kept"]))
     assert 0 < sum(rejected) < 150
     kept = [line for line in lines if line["label"] is not None]
-    assert min(line["probability"] for line in kept) >= round(found["reject_below"], 6)
+    assert min(line["probability"] for line in kept) >= round(found["min_confidence"], 6)
 
 
 def test_a_dry_run_writes_nothing_and_says_it_in_words(
@@ -115,7 +115,7 @@ def test_a_run_has_its_own_held_out_texts(folder: Path, tmp_path: Path, capsys: 
     (run / "predictions-valid.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert threshold_command(arguments(run, None)) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["reject_below"] == 0.05
+    assert found["min_confidence"] == 0.05
     assert found["held_out"] == {
         "in_scope": 100,
         "out_of_scope": 0,

@@ -180,6 +180,8 @@ log: 3
         ("steps: 100", "steps: 100\n  zero: {stage: 4}", "train.zero.stage=4 is not one of 0, 1, 2, 3"),
         ("lanes: 64", "lanes: 64\n  async_: 1", "data.async_ is an unknown key"),
         ("steps: 100", "steps: 100\ncheckpoint: {async_: false}", "did you mean checkpoint.async?"),
+        ("steps: 100", "steps: 100\nhang_seconds: 60", "hang_seconds is now called hang_timeout_seconds; write that"),
+        ("3e-4", "3e-4\nschedule: {final_ratio: 0.1}", "schedule.final_ratio is now called schedule.min_lr_ratio"),
         ("steps: 100", "steps: 100\nxyzzy: 1", "xyzzy is an unknown key; a recipe has: name, task, model"),
         ("bert\n  config: {", "modernbert\n  config: {type_vocab_size: 1, ", "type_vocab_size is an unknown key"),
         ("{hidden_size: 128, num_attention_heads: 2}", "3", "model.config=3 must be a section"),

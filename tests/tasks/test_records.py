@@ -290,7 +290,7 @@ def test_held_out_examples_are_drawn_from_train(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", "text,label\n" + "".join(f"text {n},{n % 2}\n" for n in range(20)))
 
     def held_out(seed: int, count: float = 5) -> Splits[Example]:
-        section = ClassificationData(train=str(train), hold_out=count, sequence_length=16, seed=seed)
+        section = ClassificationData(train=str(train), validation_split=count, sequence_length=16, seed=seed)
         return read(section)[1]
 
     first = held_out(0)
@@ -300,7 +300,7 @@ def test_held_out_examples_are_drawn_from_train(tmp_path: Path) -> None:
     assert held_out(0, 0.25) == first
     assert len(held_out(0, 0.001).valid) == 1
     with pytest.raises(
-        CorpusError, match=r"data\.hold_out=20 takes all of the 20 examples of \S+; use 0\.1 for a tenth"
+        CorpusError, match=r"data\.validation_split=20 takes all of the 20 examples of \S+; use 0\.1 for a tenth"
     ):
         held_out(0, 20)
 
@@ -311,7 +311,12 @@ def test_examples_of_one_author_are_held_out_together(tmp_path: Path) -> None:
 
     def held_out(count: int, by: str, seed: int = 0) -> tuple[set[str], set[str], SplitReader]:
         section = ClassificationData(
-            train=str(train), hold_out=count, hold_out_by=by, sequence_length=16, on_bad_example="drop", seed=seed
+            train=str(train),
+            validation_split=count,
+            validation_split_by=by,
+            sequence_length=16,
+            on_bad_example="drop",
+            seed=seed,
         )
         _, splits, reader = read(section)
         assert len(splits.train) + len(splits.valid) == 24
@@ -326,7 +331,9 @@ def test_examples_of_one_author_are_held_out_together(tmp_path: Path) -> None:
     assert held_out(5, "author", 1)[1] != held_out(5, "author", 2)[1]
     with pytest.raises(CorpusError, match=r"takes all examples of \S+: it has only 2 different values there"):
         held_out(13, "label")
-    with pytest.raises(CorpusError, match=r"has no column 'autor' \(data\.hold_out_by\); did you mean 'author'\?"):
+    with pytest.raises(
+        CorpusError, match=r"has no column 'autor' \(data\.validation_split_by\); did you mean 'author'\?"
+    ):
         held_out(5, "autor")
 
 
@@ -374,7 +381,10 @@ def test_folds_hold_out_each_text_once_and_the_same_texts_together(tmp_path: Pat
     assert parts == [fold(number)[0] for number in range(3)] != [fold(number, 1)[0] for number in range(3)]
     assert all((line in part) == (line + 20 in part) for part in parts for line in range(2, 12))
     assert fold(0)[1].facts["valid_texts_alike_in_train"] == 0
-    (first, _), (second, _) = fold(0, folds=2, hold_out_by="label"), fold(1, folds=2, hold_out_by="label")
+    (first, _), (second, _) = (
+        fold(0, folds=2, validation_split_by="label"),
+        fold(1, folds=2, validation_split_by="label"),
+    )
     assert {line % 2 for line in first} != {line % 2 for line in second}
     with pytest.raises(CorpusError, match=r"data\.folds=21, and \S+ has 20 texts; use at most that"):
         fold(0, folds=21)

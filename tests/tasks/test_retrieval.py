@@ -93,7 +93,13 @@ def test_pairs_in_texts_need_no_corpus(tmp_path: Path) -> None:
     lines = "query,positive,negatives\nred,apple,sky\nred,leaf,\nblue,sky,apple\ngreen,leaf,apple\n"
     (tmp_path / "pairs.csv").write_text(lines)
     keys = {"query_field": "query", "positive_field": "positive", "score_field": None, "negatives_field": "negatives"}
-    keys |= {"train": str(tmp_path / "pairs.csv"), "valid": None, "hold_out": 1, "corpus": None, "queries": None}
+    keys |= {
+        "train": str(tmp_path / "pairs.csv"),
+        "valid": None,
+        "validation_split": 1,
+        "corpus": None,
+        "queries": None,
+    }
     found, _ = read_queries(data(tmp_path, **keys))
     assert (len(found.splits.train), len(found.splits.valid)) == (2, 1)
     red = next(query for part in found.splits.named().values() for query in part if query.text == "red")

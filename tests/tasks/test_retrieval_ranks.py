@@ -81,7 +81,7 @@ def reference(recipe: Recipe, folder: Path) -> tuple[dict[str, NDArray[np.float3
         rivals = [at for at, text in enumerate(said[1]) if text not in relevant[query]]
         shared += len(said[1]) - 1 - len(rivals)
         logits = scores[row].clone()
-        if recipe.loss.frequency_correction:
+        if recipe.loss.log_q_correction:
             for at in own:
                 logits[at] = logits[at] - np.log(owned.count(said[1][at]) * 8 / len(owned))
         loss = torch.logsumexp(logits[[own[row], *rivals]], dim=0) - logits[own[row]]
@@ -111,7 +111,7 @@ def dense(
 
 KINDS = {
     "symmetric": ["loss.symmetric=true"],
-    "corrected": ["loss.symmetric=false", "loss.frequency_correction=true", "pooling=cls"],
+    "corrected": ["loss.symmetric=false", "loss.log_q_correction=true", "pooling=cls"],
     # more elements than ZeRO-3 leaves whole on every rank
     "wide": ["loss.symmetric=true", "model.config.hidden_size=64", "model.config.intermediate_size=2048"],
 }

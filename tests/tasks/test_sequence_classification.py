@@ -301,7 +301,7 @@ def test_prediction_cuts_where_training_did(folder: Path, tmp_path: Path) -> Non
 
     torch.manual_seed(0)
     recipe = task(folder)._recipe
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"cut": "start"})})
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"truncation_side": "start"})})
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = BertConfig(vocab_size=128, max_position_embeddings=40, initializer_range=0.5, **sizes)
     BertForSequenceClassification(config).save_pretrained(tmp_path)

@@ -18,7 +18,13 @@ PAIRS = [("a dog", "ein Hund"), ("two cats", "zwei Katzen")]
 
 
 def data(train: Path | str, **keys: object) -> SequenceToSequenceData:
-    sizes = {"sequence_length": 8, "target_length": 8, "hold_out": 1, "source_field": "en", "target_field": "de"}
+    sizes = {
+        "sequence_length": 8,
+        "target_length": 8,
+        "validation_split": 1,
+        "source_field": "en",
+        "target_field": "de",
+    }
     return SequenceToSequenceData(train=str(train), **(sizes | keys))  # type: ignore[arg-type]
 
 

@@ -40,7 +40,7 @@ schedule: {{name: constant}}
 checkpoint: {{every_steps: 3}}
 log: {{tensorboard: false, every_steps: 1}}
 loss: {{label_smoothing: 0.1}}
-decoding: {{beams: 2, no_repeat_ngram: 3, shortest: 3}}
+decoding: {{num_beams: 2, no_repeat_ngram_size: 3, min_new_tokens: 3}}
 task: sequence_to_sequence
 """
 STACKS = """config: {vocab_size: 128, d_model: 16, max_position_embeddings: 40, encoder_layers: 1, decoder_layers: 2,
@@ -263,8 +263,8 @@ def test_a_folder_that_does_not_fit_is_refused(folder: Path) -> None:
         ("data.target_field=en", "data.source_field=en is data.target_field too; name two different fields"),
         ("model.config.d_model=18", "is not a multiple of model.config.decoder_attention_heads=4; use 16 or 20"),
         ("model.pretrained=bert", "model.config is given beside model.pretrained"),
-        ("decoding.beams=0", "decoding.beams=0"),
-        ("decoding.shortest=12", "leaves no room below data.target_length=12; use at most 11"),
+        ("decoding.num_beams=0", "decoding.num_beams=0"),
+        ("decoding.min_new_tokens=12", "leaves no room below data.target_length=12; use at most 11"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(folder: Path, override: str, message: str) -> None:

@@ -33,14 +33,14 @@ def test_it_falls_after_as_many_evaluations_without_better_as_the_patience_lasts
     rule = Plateau(metric="loss", patience=2)
     assert fallen(rule, [1.0, 1.1, 1.0, 1.0, 1.0, 0.9, 0.9, 0.8, 0.9, 0.9]) == [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]
     assert fallen(rule, [float("nan"), 1.0, float("nan"), float("nan"), 0.9]) == [0, 0, 0, 1, 1]
-    rising = Plateau(metric="f1", direction="maximize", patience=1, least_change=0.1)
+    rising = Plateau(metric="f1", direction="maximize", patience=1, min_delta=0.1)
     assert fallen(rising, [0.1, 0.15, 0.3, 0.2]) == [0, 1, 1, 2]
     with pytest.raises(RecipeError, match=r"plateau\.metric=f1 is not measured on this data; use one of loss"):
         plateaued(rising, None, 1, {"loss": 1.0})
 
 
 PLATEAU = [
-    "schedule={name: plateau, warmup_steps: 2, final_ratio: 0.2,"
+    "schedule={name: plateau, warmup_steps: 2, min_lr_ratio: 0.2,"
     " plateau: {metric: loss, direction: maximize, patience: 1, factor: 0.5}}",  # its first loss is the highest
     "evaluate.every_steps=1",
     "checkpoint={every_steps: 2, keep_last: 9}",
