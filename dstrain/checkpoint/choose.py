@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, best_folder, committed, step_of
 from dstrain.checkpoint.verify import newest_sound, verify
 from dstrain.errors import CheckpointError

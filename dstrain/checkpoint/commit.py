@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.base.phases import RankPhase
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import Manifest, run_of, step_of
 from dstrain.checkpoint.retention import Retention, prune

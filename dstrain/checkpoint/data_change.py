@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.base.durable import write_durably
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.identity import Identity, differences
 from dstrain.checkpoint.manifest import Manifest, committed
 from dstrain.recipe.difference import Difference

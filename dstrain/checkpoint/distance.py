@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.load import Pieces, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest
 

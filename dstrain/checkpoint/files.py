@@ -12,8 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from dstrain.base.store import Place, StorePath
-from dstrain.checkpoint.streamed_file import StreamedFile
+from dstrain.base.storage import Place, storage_of
 
 # Names of the format: https://huggingface.co/docs/safetensors
 _DTYPES = {
@@ -85,22 +84,17 @@ def write_safetensors(path: Place, pieces: Iterable[tuple[str, Tensor]]) -> Writ
             for first in range(0, len(raw), _BLOCK_BYTES):
                 yield raw[first : first + _BLOCK_BYTES]
 
-    if isinstance(path, StorePath):
-        with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside:
 
-            def hashed() -> Iterator[memoryview]:
-                digests.begin()
-                for block in blocks():
-                    hashing = beside.submit(digests.update, block)
-                    yield block
-                    hashing.result()
-
-            path.write_blocks(hashed, len(head) + end)
-    else:
-        digests.begin()
-        with StreamedFile(path, digests.update) as file:
+        def hashed() -> Iterator[memoryview]:
+            digests.begin()
             for block in blocks():
-                file.write(torch.frombuffer(block, dtype=torch.uint8))
+                hashing = beside.submit(digests.update, block)
+                yield block
+                hashing.result()
+
+        storage, url = storage_of(path)
+        storage.write(url, hashed, len(head) + end)
     return Written(
         len(head) + end, digests.whole.hexdigest(), (len(head), xxhash.xxh3_128_hexdigest(head)), digests.of_blocks()
     )

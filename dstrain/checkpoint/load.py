@@ -1,22 +1,23 @@
 """Loading: the newest checkpoint that verifies, each rank reading the stretches it needs and nothing else."""
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dstrain.base.store import Place, StorePath, place
+from dstrain.base.blocks import BlockReader, DamagedBlockError
+from dstrain.base.storage import Place, place
 from dstrain.checkpoint.files import TORCH_DTYPES
 from dstrain.checkpoint.fragments import MOMENTS, WEIGHT, Fragment, overlap, parse_fragment_key, sync_model_weights
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, checkpoints_of, committed
-from dstrain.checkpoint.stored import DamagedError, StoredBlocks, has_blocks, stored_headers
-from dstrain.checkpoint.verify import check_completeness, check_file, check_size, describe_skipped, disk_headers
+from dstrain.checkpoint.scan import count_not_finite
+from dstrain.checkpoint.stored import DamagedError, block_digests, checked_headers
+from dstrain.checkpoint.verify import check_completeness, check_size, describe_skipped
 from dstrain.errors import CheckpointError
 from dstrain.runtime.runtime import Runtime
 
@@ -31,9 +32,9 @@ class Source:
 
 
 def choose(runtime: Runtime, run_dir: Path, damaged: Sequence[str] = ()) -> Source | None:
-    """The newest checkpoint that verifies; None if the run has none yet. A collective call: ranks share the hashing.
+    """The newest checkpoint that verifies; None if the run has none yet. A collective call: ranks share the looking.
 
-    Of one in a store, manifest and headers are verified here, and what a rank reads when it reads it.
+    Manifest, sizes and headers are verified here, and what a rank reads when it reads it: each byte once.
 
     Args:
         runtime: of this rank.
@@ -61,7 +62,7 @@ def choose(runtime: Runtime, run_dir: Path, damaged: Sequence[str] = ()) -> Sour
 
 
 def take(runtime: Runtime, folder: Place) -> Source:
-    """The checkpoint of that folder, once it verifies. A collective call. Raises CheckpointError where it does not."""
+    """The checkpoint of that folder, looked at as `choose` does. A collective call. Raises CheckpointError."""
     manifest, problems = _examine(runtime, folder)
     if manifest is None or problems:
         raise CheckpointError(f"{describe_skipped(folder, problems)}; restore it from a copy")
@@ -78,7 +79,7 @@ def _examine(runtime: Runtime, folder: Place) -> tuple[Manifest | None, list[str
     try:
         manifest = Manifest.read(folder)
         names = sorted(manifest.files)[runtime.rank :: runtime.world_size]
-        mine = [problem for name in names for problem in _check(folder, name, manifest)]
+        mine = [problem for name in names for problem in check_size(folder, name, manifest)]
     except OtherFormatError as error:
         other_format = str(error)
     except CheckpointError as error:
@@ -93,12 +94,6 @@ def _examine(runtime: Runtime, folder: Place) -> tuple[Manifest | None, list[str
     return manifest, problems
 
 
-def _check(folder: Place, name: str, manifest: Manifest) -> list[str]:
-    """What is wrong with a file, as far as that is looked at before it is read."""
-    in_blocks = isinstance(folder, StorePath) and has_blocks(manifest.files[name])
-    return check_size(folder, name, manifest) if in_blocks else check_file(folder, name, manifest)
-
-
 @dataclass(frozen=True)
 class _SavedPiece:
     """Elements `start` to `stop` of a saved state: where they are."""
@@ -108,6 +103,7 @@ class _SavedPiece:
     file: str
     first_byte: int
     dtype: torch.dtype
+    numbers: str  # the name of that type in safetensors
 
 
 @dataclass(frozen=True)
@@ -120,37 +116,25 @@ class Wanted:
     offset: int
 
 
-class _Files(Protocol):
-    """The bytes of a checkpoint's files."""
-
-    def plan(self, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """What will be read, in this order: (file, first byte, byte after the last)."""
-
-    def read_into(self, name: str, first: int, raw: memoryview) -> None:
-        """Fill `raw` with a file's bytes from `first` on."""
-
-
 class Pieces:
-    """All saved pieces of a checkpoint by parameter and state: of a stretch, its own bytes are read and no others.
+    """All saved pieces of a checkpoint by parameter and state: of a range, the blocks that hold it and no others.
 
-    From a disk straight into the memory where they are wanted: a mapped file would be copied twice, a page fault at a
-    time. From a store by blocks, each checked.
+    What is handed out was compared with the digests of its blocks, and weights and states that are trained are finite:
+    otherwise DamagedError is raised, whoever verified the checkpoint before.
     """
 
     def __init__(self, folder: Place, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
+        self._trained = {name for name, about in manifest.parameters.items() if len(about["states"]) > 1}
         self._where: dict[tuple[str, str], list[_SavedPiece]] = defaultdict(list)
-        self._files: _Files
-        if isinstance(folder, StorePath):
-            self._files, headers = StoredBlocks(folder, manifest), stored_headers(folder, manifest)
-        else:
-            self._files, headers = _OpenFiles(folder, manifest), disk_headers(folder, manifest)
+        self._files = BlockReader(folder, block_digests(folder, manifest))
+        headers = checked_headers(folder, manifest)
         for name, (head_bytes, header) in sorted(headers.items()):
             for key, about in header.items():
                 parameter, state, offset = parse_fragment_key(key)
                 start, dtype = int(offset), TORCH_DTYPES[about["dtype"]]
                 stop, first_byte = start + about["shape"][0], head_bytes + about["data_offsets"][0]
-                self._where[parameter, state].append(_SavedPiece(start, stop, name, first_byte, dtype))
+                self._where[parameter, state].append(_SavedPiece(start, stop, name, first_byte, dtype, about["dtype"]))
 
     def read_into(self, view: Tensor, parameter: str, state: str, offset: int) -> None:
         """Copy elements `offset` and following of a saved state into a 1-D view, as many as it has.
@@ -165,15 +149,23 @@ class Pieces:
 
         Raises:
             CheckpointError: the checkpoint does not hold all of it.
+            DamagedError: a block of it is not what was written, or a number is not finite.
+            OSError: it cannot be read.
         """
-        reads = [read for one in wanted for read in self._reads(one)]
-        reads.sort(key=lambda read: (read[0].file, read[1]))
-        self._files.plan((piece.file, first, first + _bytes_of(piece, view)) for piece, first, view in reads)
-        for piece, first, view in reads:
+        reads = [(one, *read) for one in wanted for read in self._reads(one)]
+        reads.sort(key=lambda read: (read[1].file, read[2]))
+        self._files.plan((piece.file, first, first + _bytes_of(piece, view)) for _, piece, first, view in reads)
+        for one, piece, first, view in reads:
             direct = view.device.type == "cpu" and view.dtype == piece.dtype and view.is_contiguous()
             target = view if direct else torch.empty(view.numel(), dtype=piece.dtype)
             raw = memoryview(target.detach().view(torch.uint8).numpy())  # type: ignore[arg-type]
-            self._files.read_into(piece.file, first, raw)
+            try:
+                self._files.read_into(piece.file, first, raw)
+            except DamagedBlockError as error:
+                raise DamagedError(str(error)) from None
+            if one.parameter in self._trained and (count := count_not_finite(raw, piece.numbers)):
+                where = f"{self.folder / piece.file}: {count:,} values of {one.parameter} {one.state}"
+                raise DamagedError(f"{where} are not finite")
             if not direct:
                 view.copy_(target)
 
@@ -197,24 +189,6 @@ def _bytes_of(piece: _SavedPiece, view: Tensor) -> int:
     return view.numel() * piece.dtype.itemsize
 
 
-class _OpenFiles:
-    """Files on a disk."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._files = {name: (folder / name).open("rb", buffering=0) for name in manifest.files}
-
-    def plan(self, ranges: Iterable[tuple[str, int, int]]) -> None:
-        """See `_Files`. The system reads ahead by itself."""
-
-    def read_into(self, name: str, first: int, raw: memoryview) -> None:
-        """See `_Files`."""
-        while raw:
-            count = os.preadv(self._files[name].fileno(), [raw], first)
-            if count == 0:
-                raise CheckpointError("a file of the checkpoint became shorter while it was read; start again")
-            raw, first = raw[count:], first + count
-
-
 def load(runtime: Runtime, source: Source, fragments: Sequence[Fragment]) -> None:
     """Fill the ranks' fragments from a checkpoint saved under any ZeRO stage and number of ranks. A collective call.
 
@@ -222,7 +196,7 @@ def load(runtime: Runtime, source: Source, fragments: Sequence[Fragment]) -> Non
     Call `require_same_parameters` before, which every rank decides alike.
 
     Raises:
-        DamagedError: what some rank read of it in a store is not what was written. Raised on all ranks.
+        DamagedError: what some rank read of it is not what was written. Raised on all ranks.
     """
     pieces = Pieces(source.folder, source.manifest)
     _agreed(runtime, source, lambda: _read(pieces, fragments, [WEIGHT]))
@@ -252,8 +226,7 @@ def _agreed(runtime: Runtime, source: Source, action: Callable[[], None]) -> Non
         problem = str(error)
     except OSError as error:
         problem = f"{source.folder}: {error.strerror or error}"
-    if isinstance(source.folder, StorePath):  # one on a disk was verified before
-        problem = next(filter(None, runtime.gather_json(problem)), None)
+    problem = next(filter(None, runtime.gather_json(problem)), None)
     if problem is not None:
         raise DamagedError(problem)
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import yaml
 
-from dstrain.base.store import Place, StorePath
+from dstrain.base.storage import Place, StoragePath
 from dstrain.checkpoint.identity import GlobalBatches
 from dstrain.errors import CheckpointError
 
@@ -124,15 +124,15 @@ def checkpoints_of(run_dir: Place) -> Place:
 
     Of a store, `run_dir` may also be that place itself.
     """
-    if isinstance(run_dir, StorePath):
+    if isinstance(run_dir, StoragePath):
         return run_dir
     storage = storage_of(run_dir)
-    return run_dir / "checkpoints" if storage is None else StorePath(storage)
+    return run_dir / "checkpoints" if storage is None else StoragePath(storage)
 
 
 def run_of(folder: Place) -> Place:
     """The run that a checkpoint is of: its folder, or its place in a store. Inverse of `checkpoints_of`."""
-    return folder.parent if isinstance(folder, StorePath) else folder.resolve().parent.parent
+    return folder.parent if isinstance(folder, StoragePath) else folder.resolve().parent.parent
 
 
 def storage_of(run_dir: Path) -> str | None:
@@ -173,7 +173,7 @@ def committed(run_dir: Place) -> list[Place]:
     try:
         found: list[Place] = [folder for folder in where.iterdir() if step_of(folder) is not None]
         found.sort(key=lambda folder: folder.name, reverse=True)
-        if isinstance(where, StorePath):
+        if isinstance(where, StoragePath):
             return [folder for folder in found if (folder / MANIFEST).exists()]
         return [folder for folder in found if folder.is_dir()]
     except (FileNotFoundError, NotADirectoryError):

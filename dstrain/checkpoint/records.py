@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dstrain.base.store import Place, StorePath
+from dstrain.base.storage import Place, StoragePath
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, run_of
 
 RECORDS = "records.json"
@@ -67,12 +67,12 @@ def record_export(folder: Place, out: Path) -> None:
 
 def _write(folder: Place, records: Records, record: Record) -> None:
     """Replace the file as a whole. A place that may only be read keeps no records."""
-    folder = folder if isinstance(folder, StorePath) else folder.resolve()
+    folder = folder if isinstance(folder, StoragePath) else folder.resolve()
     records.known[folder.name] = record
     with contextlib.suppress(OSError):
         there = {entry.name for entry in folder.parent.iterdir()}
         text = json.dumps({name: asdict(known) for name, known in records.known.items() if name in there}, indent=1)
-        if isinstance(folder, StorePath):
+        if isinstance(folder, StoragePath):
             (folder.parent / RECORDS).write_text(text + "\n")
         else:
             temporary = folder.parent / f".{RECORDS}.new"

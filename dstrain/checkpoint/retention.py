@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from dstrain.base.store import Place, StorePath, sizes_in
+from dstrain.base.storage import Place, StoragePath, sizes_in
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
 from dstrain.checkpoint.records import Records
 from dstrain.errors import CheckpointError
@@ -116,7 +116,7 @@ def prune(run_dir: Place, retention: Retention, *, up_to_step: int) -> list[Plac
 
 def discard(folder: Place) -> None:
     """Remove a committed checkpoint. First of all it stops being one: what is half gone must not look like one."""
-    if isinstance(folder, StorePath):
+    if isinstance(folder, StoragePath):
         (folder / MANIFEST).remove()
         folder.remove_tree()
         return

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.manifest import run_of
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe

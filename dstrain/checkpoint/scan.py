@@ -9,12 +9,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import RawIOBase
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 
 Header = dict[str, dict[str, Any]]  # tensor name → dtype, shape, data_offsets
 BLOCK_BYTES = 1 << 20
@@ -67,16 +66,6 @@ def scan_file(path: Place, wanted: Callable[[str], bool]) -> Scanned:
     return Scanned(digest.hexdigest(), not_finite)
 
 
-def read_header(path: Path) -> tuple[int, Header]:
-    """The bytes before the first tensor, and the header of a safetensors file.
-
-    Raises ValueError where it is damaged, OSError where it cannot be read.
-    """
-    with path.open("rb") as file:
-        head = _read_head(file)
-    return len(head), parsed_header(head)
-
-
 def _read_head(file: RawIOBase | BinaryIO) -> bytes:
     """Length and header; less where the file is shorter or the length is absurd."""
     length = file.read(8)
@@ -111,6 +100,13 @@ def _fill(file: RawIOBase, block: memoryview) -> int:
     while filled < len(block) and (count := file.readinto(block[filled:])):
         filled += count
     return filled
+
+
+def count_not_finite(raw: memoryview, dtype: str) -> int:
+    """How many numbers of a safetensors type are infinite or not a number; 0 where the type has none that are."""
+    if dtype not in _EXPONENTS:
+        return 0
+    return sum(_not_finite(raw[first : first + BLOCK_BYTES], dtype) for first in range(0, len(raw), BLOCK_BYTES))
 
 
 def _not_finite(raw: memoryview, dtype: str) -> int:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from dstrain.base.store import Place, StorePath
+from dstrain.base.storage import Place, StoragePath
 from dstrain.checkpoint.manifest import checkpoints_of
 from dstrain.errors import CheckpointError
 
@@ -68,7 +68,7 @@ def owned_store(run_dir: Path) -> Iterator[None]:
         CheckpointError: another run holds it.
     """
     store = checkpoints_of(run_dir)
-    if not isinstance(store, StorePath):
+    if not isinstance(store, StoragePath):
         yield
         return
     mine = claim(store, run_dir)
@@ -80,7 +80,7 @@ def owned_store(run_dir: Path) -> Iterator[None]:
                 (store / IN_STORE).remove()
 
 
-def claim(store: StorePath, run_dir: Path) -> StoreOwner:
+def claim(store: StoragePath, run_dir: Path) -> StoreOwner:
     """Make a store this run's, by the process that calls. Raises CheckpointError where it is another's."""
     before, there = StoreOwner.read(run_dir / IN_RUN), StoreOwner.read(store / IN_STORE)
     run = uuid.uuid4().hex if before is None else before.run
@@ -106,7 +106,7 @@ def claim(store: StorePath, run_dir: Path) -> StoreOwner:
     return mine
 
 
-def require_owned(store: StorePath, run_dir: Path) -> None:
+def require_owned(store: StoragePath, run_dir: Path) -> None:
     """Look again, before something is removed or committed there. Raises CheckpointError where it is another's now."""
     mine, there = StoreOwner.read(run_dir / IN_RUN), StoreOwner.read(store / IN_STORE)
     if mine != there:
@@ -114,7 +114,7 @@ def require_owned(store: StorePath, run_dir: Path) -> None:
         raise CheckpointError(f"{store} is not this run's any more: {taken}; stop the other one, and start this again")
 
 
-def release(store: StorePath) -> StoreOwner | None:
+def release(store: StoragePath) -> StoreOwner | None:
     """Take any run's claim off a store; returns it. Raises CheckpointError."""
     there = StoreOwner.read(store / IN_STORE)
     try:

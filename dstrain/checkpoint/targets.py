@@ -14,7 +14,7 @@ from typing import Protocol
 
 from dstrain.base.durable import sync_folder, write_durably
 from dstrain.base.phases import RankPhase
-from dstrain.base.store import Place, StorePath
+from dstrain.base.storage import Place, StoragePath
 from dstrain.checkpoint.files import Written, write_safetensors
 from dstrain.checkpoint.fragments import Piece
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name, step_of
@@ -52,7 +52,7 @@ class Target(Protocol):
 def target_of(run_dir: Path, step: int) -> Target:
     """Where the checkpoint of a step goes."""
     where = checkpoints_of(run_dir)
-    if isinstance(where, StorePath):
+    if isinstance(where, StoragePath):
         return StoreTarget(where / folder_name(step), run_dir)
     return DiskTarget(where / folder_name(step))
 
@@ -75,13 +75,7 @@ class DiskTarget:
 
     def write(self, name: str, pieces: Sequence[Piece]) -> Written:
         """See `Target`."""
-        path = self.writing / name
-        try:
-            return write_safetensors(path, pieces)
-        except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)  # before free space is looked at, and stated
-            raise
+        return write_safetensors(self.writing / name, pieces)
 
     def commit(self, manifest: str, phase: OnPhase) -> None:
         """See `Target`."""
@@ -100,7 +94,7 @@ class DiskTarget:
 class StoreTarget:
     """A store that fsspec knows. Objects appear whole, so that files need no other name until they are committed."""
 
-    def __init__(self, final: StorePath, run_dir: Path) -> None:
+    def __init__(self, final: StoragePath, run_dir: Path) -> None:
         self.final = self.writing = final
         self._run_dir = run_dir
 
@@ -133,7 +127,7 @@ class StoreTarget:
 
 def write_small(path: Place, text: str) -> None:
     """Replace a small file or object as a whole."""
-    if isinstance(path, StorePath):
+    if isinstance(path, StoragePath):
         path.write_text(text)
     else:
         write_durably(path, text)

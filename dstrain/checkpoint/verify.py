@@ -5,14 +5,13 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from dstrain.base.store import Place, StorePath
+from dstrain.base.storage import Place
 from dstrain.checkpoint.data_change import changes
 from dstrain.checkpoint.identity import Identity, SourceContent, contents_of, stream_identity
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, step_of
-from dstrain.checkpoint.scan import Header, read_header, scan_file
-from dstrain.checkpoint.stored import DamagedError, stored_headers
+from dstrain.checkpoint.scan import scan_file
+from dstrain.checkpoint.stored import DamagedError, checked_headers
 from dstrain.errors import CheckpointError
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
@@ -97,19 +96,11 @@ def check_size(folder: Place, name: str, manifest: Manifest) -> list[str]:
     return [] if size == stated else [f"{path}: {size:,} bytes, the manifest says {stated:,}"]
 
 
-def disk_headers(folder: Path, manifest: Manifest) -> dict[str, tuple[int, Header]]:
-    """Of each file, the bytes before its first tensor and its header."""
-    return {name: read_header(folder / name) for name in manifest.files}
-
-
 def check_completeness(folder: Place, manifest: Manifest) -> list[str]:
-    """Check from the files' headers that the pieces of every parameter and state join without gap or overlap.
-
-    Call it on files whose digests are right: a damaged header is not JSON.
-    """
+    """Check from the files' headers that the pieces of every parameter and state join without gap or overlap."""
     pieces: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     try:
-        headers = stored_headers(folder, manifest) if isinstance(folder, StorePath) else disk_headers(folder, manifest)
+        headers = checked_headers(folder, manifest)
     except (OSError, DamagedError) as error:
         return [str(error)]
     for _, header in headers.values():

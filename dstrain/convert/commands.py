@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dstrain.base.store import Place, StorePath, place
+from dstrain.base.storage import Place, StoragePath, place
 from dstrain.checkpoint.choose import checkpoints_in, choose_checkpoint, choose_sound, is_checkpoint
 from dstrain.checkpoint.data_change import last_step_of_other_data
 from dstrain.checkpoint.manifest import (
@@ -205,7 +205,7 @@ def _retention(run_dir: Place, keep: int | None) -> Retention:
 def release_command(args: Namespace) -> int:
     """`dstrain ckpt release STORE`: take off the claim of a run that will not come back."""
     store = place(args.path)
-    if not isinstance(store, StorePath):
+    if not isinstance(store, StoragePath):
         raise CheckpointError(f"{store} is no store; give its URL, as in checkpoint.storage. Folders need no release")
     owner = release(store)
     print(f"{store} was nobody's" if owner is None else f"{store} was of {owner}; it is nobody's now")

@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils import logging as transformers_logging
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.fragments import WEIGHT, saved_tensors
 from dstrain.checkpoint.load import Pieces, Wanted, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.commit import explain_os_error
 from dstrain.checkpoint.fragments import MOMENTS, fragment_key
 from dstrain.checkpoint.identity import GlobalBatches, Identity

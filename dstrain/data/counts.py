@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dstrain.data.index import DIGEST_BYTES
+from dstrain.base.blocks import DIGEST_BYTES
 from dstrain.data.index_file import decode_column, encode_column, index_remedy, read_index_file, write_index_file
 from dstrain.data.locate import Located
 from dstrain.data.mapped import BadSample, MappedShard

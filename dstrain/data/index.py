@@ -25,6 +25,7 @@ from typing import Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dstrain.base.blocks import DIGEST_BYTES
 from dstrain.data.index_file import (
     decode_column,
     encode_column,
@@ -36,7 +37,6 @@ from dstrain.errors import CorpusError
 
 CORPUS_INDEX_NAME = "index.json"
 SHARD_INDEX_SUFFIX = ".idx.json"
-DIGEST_BYTES = 16
 DIGEST_BLOCK_BYTES = 1 << 16  # of a shard: what one token of it costs to check
 
 Kind = Literal["text", "tokens"]

@@ -1,17 +1,15 @@
 """One shard, mapped into memory: its bytes, each block of them checked before its first use, and its texts."""
 
 import json
-import mmap
-import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from dstrain.data.index import DIGEST_BYTES, ShardIndex
+from dstrain.base.blocks import BlockDigests, DamagedBlockError, MappedFile
+from dstrain.data.index import ShardIndex
 from dstrain.data.index_file import index_remedy
 from dstrain.data.locate import LocatedShard, changed_remedy, own_index, resized_shard, unreadable_shard
 from dstrain.errors import CorpusError
@@ -36,18 +34,14 @@ class MappedShard:
         index = _index_of(located)
         # Most text shards have either texts or JSON; of the other there is nothing to remember.
         self.columns = {name: values for name, values in index.columns.items() if (values >= 0).any()}
-        self.block_bytes, self._digests = index.block_bytes, index.block_digests
+        self.block_bytes, size = index.block_bytes, located.summary.bytes
         try:
-            with self.path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size != located.summary.bytes:
-                    raise resized_shard(self.path, size, located.summary.bytes)
-                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = MappedFile(self.path, BlockDigests(size, self.block_bytes, index.block_digests))
+        except ValueError:
+            raise resized_shard(self.path, self.path.stat().st_size, size) from None
         except OSError as error:
             raise unreadable_shard(self.path, error) from error
-        blocks = -(-len(self._mapped) // self.block_bytes)
-        assert len(self._digests) == blocks * DIGEST_BYTES, f"{self.path}: an index with digests of another shard"
-        self.checked = bytearray(blocks)  # 1 for each block whose digest was compared
+        self.checked = self._file.checked  # 1 for each block whose digest was compared
 
     @property
     def path(self) -> Path:
@@ -57,43 +51,34 @@ class MappedShard:
     @property
     def memory_bytes(self) -> int:
         """What this takes of the process' own memory; the map is the system's."""
-        return sum(column.nbytes for column in self.columns.values()) + len(self._digests) + len(self.checked)
+        return sum(column.nbytes for column in self.columns.values()) + self._file.memory_bytes
 
     def check(self, first: int, last: int) -> None:
         """Compare the digests of the blocks that hold the bytes first … last-1, each of them once.
 
         Raises CorpusError naming the shard, the block and its bytes.
         """
-        stop = -(-last // self.block_bytes)
-        block = self.checked.find(0, first // self.block_bytes, stop)
-        while block >= 0:
-            self._check_block(block)
-            block = self.checked.find(0, block + 1, stop)
-
-    def _check_block(self, block: int) -> None:
-        start = block * self.block_bytes
-        with memoryview(self._mapped) as view, view[start : start + self.block_bytes] as content:
-            digest, end = xxhash.xxh3_128_digest(content), start + len(content)
-        if digest != self._digests[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]:
+        try:
+            self._file.check(first, last)
+        except DamagedBlockError as error:
             raise CorpusError(
-                f"{self.path}: block {block} (bytes {start:,} to {end:,}) is not what was indexed: the shard is "
-                f"damaged or was replaced; {changed_remedy(self.path.parent)}"
-            )
-        self.checked[block] = 1
+                f"{error.block} is not what was indexed: the shard is damaged or was replaced; "
+                f"{changed_remedy(self.path.parent)}"
+            ) from error
 
     def bytes_at(self, first: int, size: int) -> bytes:
         """Some bytes of the shard, checked."""
         self.check(first, first + size)
-        return self._mapped[first : first + size]
+        return self._file.mapped[first : first + size]
 
     def int64_at(self, first: int, count: int) -> NDArray[np.int64]:
         """Numbers that begin at a byte of the shard, checked: a view of the map."""
         self.check(first, first + 8 * count)
-        return np.frombuffer(self._mapped, np.int64, count, first)
+        return np.frombuffer(self._file.mapped, np.int64, count, first)
 
     def as_array(self, dtype: "np.dtype[np.integer]") -> NDArray[np.integer]:
         """The whole shard as numbers, unchecked: a view of the map, without what is left over at its end."""
-        return np.frombuffer(self._mapped, dtype, len(self._mapped) // dtype.itemsize)
+        return np.frombuffer(self._file.mapped, dtype, len(self._file.mapped) // dtype.itemsize)
 
     def text_span(self, document: int) -> tuple[int, int] | None:
         """Where a sample's `.txt` lies, first byte and size; None where it has a `.json`, or neither."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from dstrain.base.phases import RankPhase
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name
 from dstrain.errors import EXIT_DONE
 from dstrain.observe.run_record import RunRecord, State, check_run_folder, lock_holder, state_of_run

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dstrain.base.store import Place
+from dstrain.base.storage import Place
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, committed, newest_manifest
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, compare_ledgers, read_all_backwards, read_ledger
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, CheckpointError, CorpusError

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dstrain.base.store import StorePath
+from dstrain.base.storage import StoragePath
 from dstrain.checkpoint.data_change import DATA_CHANGE, changes, permit
 from dstrain.checkpoint.identity import Identity, stream_identity
 from dstrain.checkpoint.manifest import checkpoints_of, newest_manifest
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         open_corpus(recipe)
         write_recipe(arguments.run_dir, recipe, arguments.allow)
         store = checkpoints_of(arguments.run_dir)
-        if isinstance(store, StorePath):
+        if isinstance(store, StoragePath):
             claim(store, arguments.run_dir)  # nobody takes it off: the scripts become torchrun
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dstrain.base.store import Place, place
+from dstrain.base.storage import Place, place
 from dstrain.checkpoint.choose import choose_checkpoint
 from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import run_of, step_of

@@ -114,7 +114,7 @@ def restore_state(runtime: Runtime, task: Task, source: Source) -> TrainState:
     """Load a checkpoint that verifies, and tell the task where its data began. A collective call.
 
     Raises:
-        DamagedError: what some rank read of it in a store is not what was written. Raised on all ranks.
+        DamagedError: what some rank read of it is not what was written. Raised on all ranks.
         CheckpointError: it belongs to other data or another model.
     """
     manifest = source.manifest

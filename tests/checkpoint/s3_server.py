@@ -127,7 +127,7 @@ def refusal(status: str, code: str, message: str) -> bytes:
 
 def use(settings: dict[str, str]) -> None:
     """Let this process be a client with these settings from now on."""
-    from dstrain.base import store
+    from dstrain.storages import fsspec as store
 
     os.environ.update(settings)
     store._made.cache_clear()

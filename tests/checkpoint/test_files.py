@@ -1,3 +1,4 @@
+import resource
 import tempfile
 from hashlib import sha256
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_views_are_written_as_their_elements(tmp_path: Path) -> None:
 @pytest.mark.parametrize("numel", [1, 1023, 1024, 50_000])
 @pytest.mark.parametrize("folder", [None, "/dev/shm"])
 def test_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numel: int, folder: str | None) -> None:
-    monkeypatch.setattr("dstrain.checkpoint.streamed_file.BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr("dstrain.storages._streamed_file.BLOCK_BYTES", 1 << 14)
     tensors = {"a": torch.randn(numel), "b": torch.randn(70_001), "c": torch.randn(3)}
     with tempfile.TemporaryDirectory(dir=folder or tmp_path) as where:
         path = Path(where) / "a"
@@ -57,8 +58,14 @@ def test_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numel: int
 def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_safetensors(tmp_path / "none" / "a", [])
-    with pytest.raises(OSError, match="No space left"):
-        write_safetensors(Path("/dev/full"), [("a", torch.zeros(10))])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_safetensors(tmp_path / "a", [("a", torch.zeros(1 << 20))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_write_is_a_sound_file(tmp_path: Path) -> None:

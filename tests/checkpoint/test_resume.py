@@ -14,7 +14,6 @@ from checkpoint_ranks import job
 from ranks import run_ranks
 
 from dstrain.architectures.keys import BertConfig, BertModel
-from dstrain.checkpoint.load import choose
 from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, _written, committed, step_of
 from dstrain.checkpoint.verify import verify
 from dstrain.errors import CheckpointError
@@ -89,24 +88,24 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(run_dir: Path, recipe
         checkpoint = committed(folders[what])[0]
         damage(checkpoint)
         assert what.split()[0] in verify(checkpoint)[0], what
-    for chosen in run_ranks(2, choose_in_all, recipe, folders):
-        for what, (step, skipped) in chosen.items():
+    for resumed in run_ranks(2, resume_all, recipe, folders):
+        for what, (step, skipped) in resumed.items():
             assert step == 2, what
             assert len(skipped) == 1, what
             assert skipped[0].startswith("skipped step-0000000004: "), what
             assert what.split()[0] in skipped[0], what
 
 
-def choose_in_all(
+def resume_all(
     rank: int, world_size: int, recipe: Recipe, folders: dict[str, Path]
 ) -> dict[str, tuple[int | None, list[str]]]:
-    runtime = job(recipe).runtime
-    found = {}
+    run = job(recipe)
+    resumed = {}
     for what, folder in folders.items():
-        source = choose(runtime, folder)
+        source = run.resume(folder).source
         assert source is not None
-        found[what] = (step_of(source.folder), source.skipped)
-    return found
+        resumed[what] = (step_of(source.folder), source.skipped)
+    return resumed
 
 
 def test_a_run_goes_on_past_damage_and_saves_over_it(run_dir: Path, recipe: Recipe, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Storages, one file each: a disk, and all that fsspec knows. See `dstrain.base.storage`."""
