@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dstrain.base.environment import RankVariables
 from dstrain.base.processes import die_with_parent, may_be_traced_by
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.rundir.attempt_files import read_status, write_json
@@ -44,11 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         die_with_parent(arguments.parent_pid)
         may_be_traced_by(arguments.parent_pid)
 
-    if "RANK" not in os.environ:
-        parser.error(
-            "RANK is not set: start ranks through `dstrain run` or torchrun; RANK=0 WORLD_SIZE=1 for a single one"
-        )
-    rank, host = int(os.environ["RANK"]), socket.gethostname()
+    try:
+        rank, host = RankVariables.require().rank, socket.gethostname()
+    except UserError as error:
+        parser.error(str(error))
     folder = attempt_folder(arguments.run_dir, arguments.attempt)
     if not arguments.terminal:
         redirect_output(folder / "logs" / host / f"rank-{rank:05d}.log")

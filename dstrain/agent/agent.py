@@ -31,6 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dstrain.base.code_digest import code_digest
+from dstrain.base.environment import set_defaults
 from dstrain.base.processes import die_with_parent, end_marked, kernel_oom_victims, oom_kills
 from dstrain.diagnose.flight_recorder import has_devices, recorder_environment
 from dstrain.diagnose.watch import watch
@@ -117,8 +118,7 @@ def record_collectives(folder: Path) -> None:
     pipes = Path(tempfile.mkdtemp(prefix="dstrain-nccl-"))
     atexit.register(shutil.rmtree, pipes, ignore_errors=True)
     (folder / "nccl").mkdir(parents=True, exist_ok=True)
-    for name, value in recorder_environment(folder, pipes).items():
-        os.environ.setdefault(name, value)
+    set_defaults(recorder_environment(folder, pipes))
 
 
 def _end_everything(folder: Path, report_file: Path, report: dict[str, Any], reason: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dstrain.base import durations
 from dstrain.base.storage import Place, StoragePath, place
 from dstrain.checkpoint.choose import checkpoints_in, choose_checkpoint, choose_sound, is_checkpoint
 from dstrain.checkpoint.data_change import last_step_of_other_data
@@ -47,10 +48,10 @@ def ls_command(args: Namespace) -> int:
         if "problem" in entry:
             print(f"{entry['step']:>10}  {entry['problem']}")
         else:
-            verified = "-" if entry["verified_at"] is None else duration(time.time() - entry["verified_at"])
+            verified = "-" if entry["verified_at"] is None else durations.rounded(time.time() - entry["verified_at"])
             exported = "".join(f"  → {where}" for where in entry["exports"])
             print(
-                f"{entry['step']:>10}  {entry['bytes'] / 1e6:>8,.1f} MB  {duration(entry['age_seconds']):>7}  "
+                f"{entry['step']:>10}  {entry['bytes'] / 1e6:>8,.1f} MB  {durations.rounded(entry['age_seconds']):>7}  "
                 f"{entry['world_size']:>5}  {entry['zero_stage']:>4}  {entry['precision']:<9}  "
                 f"{entry['data_step']:>10}  {verified:>8}  {entry['folder']}{exported}"
             )
@@ -75,14 +76,6 @@ def _described(folder: Place, known: Records) -> dict[str, Any]:
         "verified_at": record.verified_at,
         "exports": record.exports,
     }
-
-
-def duration(seconds: float) -> str:
-    """A time span in its largest unit: `12 s`, `3 min`, `5 h`, `8 d`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 def verify_command(args: Namespace) -> int:

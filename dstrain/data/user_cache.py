@@ -14,18 +14,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from dstrain.base.environment import cache_home
+
 _printed: set[str] = set()
 
 
 def user_cache(*parts: str) -> Path | None:
     """A path in the cache folder; None for a user without a home."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not folder.is_absolute():  # then it does not count, says the XDG specification
-        try:
-            folder = Path.home() / ".cache"
-        except RuntimeError:
-            return None
-    return folder.joinpath("dstrain", *parts)
+    folder = cache_home()
+    return None if folder is None else folder.joinpath("dstrain", *parts)
 
 
 def is_writable(folder: Path) -> bool:

@@ -15,15 +15,11 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
+from dstrain.base.environment import ONE_THREAD, override
+
 WATCH_SECONDS = 1.0
 # Sent to a whole process group to stop a run: what that means is the rank's to decide, and it still needs rows.
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
 
 
 def main(arguments: list[str]) -> None:
@@ -31,7 +27,7 @@ def main(arguments: list[str]) -> None:
     socket_fd, memory_fd, parent = (int(argument) for argument in arguments)
     for ignored in IGNORED_SIGNALS:
         signal.signal(ignored, signal.SIG_IGN)
-    os.environ.update(ONE_THREAD)  # before numpy and tokenizers are imported: each core belongs to a rank
+    override(ONE_THREAD)  # before numpy and tokenizers are imported: each core belongs to a rank
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     connection = Connection(socket_fd)
     try:

@@ -6,7 +6,6 @@ rank's pipe; it is a pickle for `python -m torch.distributed.flight_recorder.fr_
 
 import contextlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 COLLECTIVES = 2000  # that each rank keeps
@@ -27,9 +26,8 @@ def recorder_environment(attempt_folder: Path, pipes: Path) -> dict[str, str]:
     }
 
 
-def have_recorded(environment: Mapping[str, str], rank: int) -> bool:
-    """Ask a rank to write what it has recorded; whether it listens."""
-    stem = environment.get("TORCH_NCCL_DEBUG_INFO_PIPE_FILE")
+def have_recorded(stem: str | None, rank: int) -> bool:
+    """Ask a rank to write what it has recorded; whether it listens. `stem`: how the names of the pipes begin."""
     if stem is None:
         return False
     with contextlib.suppress(OSError):  # no pipe, or nobody who reads it: never wait for that

@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.environment import flight_recorder_pipes
 from dstrain.base.phases import RankPhase
 from dstrain.diagnose import stacks
 from dstrain.diagnose.flight_recorder import have_recorded
@@ -200,7 +201,7 @@ class Watch:
         seconds = time.monotonic() - blamed.monotonic
         frames, text = _stack(blamed)
         for heartbeat in heartbeats:
-            have_recorded(os.environ, heartbeat.rank)
+            have_recorded(flight_recorder_pipes(), heartbeat.rank)
             _send(heartbeat.pid, signal.SIGUSR2)
         self._ended.wait(STACKS_SECONDS)
         if not frames:

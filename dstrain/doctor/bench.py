@@ -8,7 +8,6 @@ tournaments); of many nodes only as many rounds as there is time for.
 """
 
 import json
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dstrain.base.environment import RankVariables
 from dstrain.doctor.speeds import BENCH_PLAN
 from dstrain.rundir.attempt_files import write_json
 from dstrain.runtime.peak import measured_flops
@@ -44,8 +44,9 @@ def rounds(nodes: int) -> list[list[tuple[int, int]]]:
 
 def run_rank(run_dir: Path, attempt: int) -> str:
     """Measure this rank; a collective call. Returns "done"."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    per_node, local_rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    variables = RankVariables.require()
+    rank, world = variables.rank, variables.world_size
+    per_node, local_rank = variables.local_world_size, variables.local_rank
     plan = json.loads((run_dir / BENCH_PLAN).read_text())
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dstrain.base import environment
 from dstrain.diagnose.verdict import explain, first_failure
 from dstrain.doctor.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, links
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -87,7 +88,7 @@ def doctor_command(args: argparse.Namespace) -> int:
         UserError: recipe, profile or host file cannot be read, or SLURM grants no nodes.
     """
     profile = None if args.on is None else load_profile(args.on)
-    if profile is not None and profile.transport == "slurm" and "SLURM_JOB_ID" not in os.environ:
+    if profile is not None and profile.transport == "slurm" and environment.slurm_job() is None:
         return _inside_allocation(args, profile)
     patient = admit(args, profile)
     result = examined(patient, is_quick=args.quick)
@@ -185,7 +186,7 @@ def _launch_findings(profile: Profile, job: Job, recipe: Recipe | None, answers:
     if profile.slurm is not None:
         with contextlib.suppress(UserError):
             kill_wait = slurm.kill_wait_seconds()
-    return lint(profile, os.environ, job.shutdown_timeout_seconds, durations, kill_wait)
+    return lint(profile, environment.variables(), job.shutdown_timeout_seconds, durations, kill_wait)
 
 
 # ---------------------------------------------------------------- measuring

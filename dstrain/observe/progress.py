@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from dstrain.base import durations
+
 PLAIN_LINE_EVERY_SECONDS = 5.0
 STALL_SHOWN_AFTER_SECONDS = 10.0
 MIN_BAR_CHARACTERS, MAX_BAR_CHARACTERS = 5, 40
@@ -165,7 +167,7 @@ def how_far(
     if tokens_per_second is not None:
         parts.append(f"{tokens_per_second:,.0f} tok/s")
     if seconds_left is not None:
-        parts.append(f"{duration(seconds_left)} left")
+        parts.append(f"{durations.clock(seconds_left)} left")
     return parts
 
 
@@ -182,14 +184,5 @@ def figures(status: Status, now_unix: float) -> str:
     if status.phase:
         silent_seconds = now_unix - status.time_unix
         stalled = silent_seconds >= STALL_SHOWN_AFTER_SECONDS
-        parts.append(f"{status.phase} for {duration(silent_seconds)}" if stalled else status.phase)
+        parts.append(f"{status.phase} for {durations.clock(silent_seconds)}" if stalled else status.phase)
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`0:01:20`, with days in front where there are any."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    clock = f"{hour}:{minute:02d}:{second:02d}"
-    return f"{days} d {clock}" if days else clock

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from dstrain.base import durations
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME
-from dstrain.observe.progress import duration, how_far
+from dstrain.observe.progress import how_far
 from dstrain.observe.status import NodeStatus, RankStatus, RunStatus
 
 MOST_RANKS_SHOWN = 16  # of a node; more are counted by their phases
@@ -55,7 +56,7 @@ def _state(status: RunStatus) -> str:
         return f"lost: {_supervisor(status)} is gone and has not said how; the same `dstrain run` goes on"
     if status.state == "silent":
         return f"silent: {_supervisor(status)} cannot be seen from here, and nothing was heard for a minute"
-    ago = "" if status.ended_seconds_ago is None else f" {duration(status.ended_seconds_ago)} ago"
+    ago = "" if status.ended_seconds_ago is None else f" {durations.clock(status.ended_seconds_ago)} ago"
     if status.exit_code == EXIT_RESTART_ME:
         return f"stopped{ago}; the same `dstrain run` goes on"
     if status.exit_code in (EXIT_DONE, None):
@@ -80,13 +81,13 @@ def _step(status: RunStatus) -> str:
 
 def _time(seconds: dict[str, float], total: float) -> str:
     shares = (f"{PART_NAMES[part]} {100 * value / total:.1f} %" for part, value in seconds.items() if value)
-    return f"{duration(total)}: {', '.join(shares)}"
+    return f"{durations.clock(total)}: {', '.join(shares)}"
 
 
 def _saved(status: RunStatus) -> str:
     if status.checkpoint_step is None:
         return "no checkpoint yet"
-    age = "" if status.checkpoint_age_seconds is None else f", {duration(status.checkpoint_age_seconds)} ago"
+    age = "" if status.checkpoint_age_seconds is None else f", {durations.clock(status.checkpoint_age_seconds)} ago"
     return f"step {status.checkpoint_step:,}{age}"
 
 
@@ -101,17 +102,18 @@ def _nodes(status: RunStatus) -> Iterator[str]:
             counted = Counter(rank.phase for rank in node.ranks).most_common()
             oldest = max(node.ranks, key=lambda rank: rank.seconds)
             yield f"  {len(node.ranks)} ranks: " + ", ".join(f"{phase} {count}" for phase, count in counted)
-            yield f"  longest: rank {oldest.rank}, {_phase(oldest)} for {duration(oldest.seconds)}"
+            yield f"  longest: rank {oldest.rank}, {_phase(oldest)} for {durations.clock(oldest.seconds)}"
 
 
 def _silence(node: NodeStatus) -> str:
-    return f"  (no word for {duration(node.age_seconds)})" if node.age_seconds > SILENT_NODE_SECONDS else ""
+    return f"  (no word for {durations.clock(node.age_seconds)})" if node.age_seconds > SILENT_NODE_SECONDS else ""
 
 
 def _rank(rank: RankStatus) -> str:
     pid = "–" if rank.pid is None else str(rank.pid)
     own = "–" if rank.own_step_seconds is None else f"{rank.own_step_seconds:.3g}"
-    return f"  {rank.rank:>4}  {pid:>7}  {_phase(rank):<18}  {duration(rank.seconds):>7}  {rank.step:>10,}  {own:>10}"
+    seconds = durations.clock(rank.seconds)
+    return f"  {rank.rank:>4}  {pid:>7}  {_phase(rank):<18}  {seconds:>7}  {rank.step:>10,}  {own:>10}"
 
 
 def _phase(rank: RankStatus) -> str:

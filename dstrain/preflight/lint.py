@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Self
 
+from dstrain.base.durations import parse_slurm_limit
 from dstrain.preflight.checks import Finding, Problems
 from dstrain.rundir.timings import Timings, p99
 from dstrain.transport.profile import Profile
-from dstrain.transport.submission import limit_seconds
 
 CHECK = "launch"
 # Variables that libraries of a rank act on. Set in a shell, they are easily believed to reach the ranks.
@@ -116,7 +116,7 @@ def _time_problems(
         yield "error", None, words, f"set shutdown_timeout_seconds to at least {2 * needed:.0f}"
     if profile.slurm is None:
         return
-    limit = None if profile.slurm.time is None else limit_seconds(profile.slurm.time)
+    limit = None if profile.slurm.time is None else parse_slurm_limit(profile.slurm.time)
     if limit is not None and limit / 3 < needed:
         kept = f"a third of slurm.time ({limit / 3:.0f} s) is kept for the end"
         words = f"{kept}, and a step and a save {source} {needed:.0f} s"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Self
 
 from dstrain.base.code_digest import code_digest
+from dstrain.base.environment import interface_names, visible_devices
 from dstrain.errors import EXIT_DONE, CorpusError
 
 MARK = "dstrain-probe"  # login shells print things of their own
@@ -115,9 +116,7 @@ def facts(questions: Questions, node: int = 0) -> Facts:
         own_addresses=_addresses(socket.gethostname()),
         first_addresses=[] if questions.first_host is None else _addresses(questions.first_host),
         busy_port=_busy(questions.port) if questions.port is not None and node == 0 else None,
-        environment={
-            name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ
-        },
+        environment=interface_names(),
         corpora={location: _corpus(location, key) for location, key in questions.corpora} if questions.is_long else {},
         bytes_per_second=bytes_per_second if questions.is_long else None,
     )
@@ -210,8 +209,8 @@ def _devices() -> tuple[list[str], int]:
     if (_version("torch") or "").endswith("+cpu"):  # which sees none
         return models, 0
     present = [entry for entry in Path("/dev").glob("nvidia*") if entry.name.removeprefix("nvidia").isdigit()]
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return models, len([word for word in chosen.split(",") if word]) if chosen is not None and present else len(present)
+    visible = visible_devices()
+    return models, len(visible) if visible is not None and present else len(present)
 
 
 def _addresses(host: str) -> list[str]:

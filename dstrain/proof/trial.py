@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dstrain.base.environment import for_child
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder
 from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.errors import UserError
@@ -119,7 +120,7 @@ class Trial:
         hidden = {} if devices() >= ranks else {"CUDA_VISIBLE_DEVICES": ""}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **hidden}
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=for_child(hidden)
             )
 
     def finish(self, *, expected: int) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 import socket
 import sys
 import types
@@ -18,6 +17,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dstrain.base import environment
+from dstrain.base.ports import free_port
 from dstrain.plan import BatchPlan, batch_plan, deepspeed_config
 from dstrain.plan.engine import clips_itself
 from dstrain.plan.timeline import PhasePlan
@@ -55,12 +56,10 @@ class Runtime:
             RuntimeError: Accelerate or DeepSpeed set up something else than the recipe asks for.
         """
         quiet_libraries()
-        for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-            os.environ.setdefault(name, alone)
-        if "MASTER_PORT" not in os.environ:
-            os.environ["MASTER_PORT"] = str(_free_port())
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ["LOCAL_RANK"])
+        environment.set_defaults({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"})
+        environment.set_defaults({"MASTER_PORT": str(free_port())})
+        variables = environment.RankVariables.require()
+        rank, world_size, local_rank = variables.rank, variables.world_size, variables.local_rank
         batch = batch_plan(recipe, world_size)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         if backend == "gloo":
@@ -251,11 +250,9 @@ def _gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
 def quiet_libraries() -> None:
     """Keep libraries from filling logs and terminals with what nobody can act on. Before they are used."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+        environment.set_defaults({"DS_ACCELERATOR": "cpu"})
+    environment.set_defaults({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"})
+    environment.set_defaults({"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "DS_LOG_LEVEL": "warning"})
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
 
 
@@ -286,9 +283,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
             mallopt(parameter, value)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

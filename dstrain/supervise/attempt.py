@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dstrain.base import environment
 from dstrain.base.code_digest import code_version
+from dstrain.base.environment import REDACTED
+from dstrain.base.ports import free_port
 from dstrain.base.processes import end_marked, oom_kills
 from dstrain.diagnose import evidence
 from dstrain.diagnose.verdict import RankFailure
@@ -24,7 +27,7 @@ from dstrain.rundir.timings import Timings
 from dstrain.supervise.fan_out import FanOut
 from dstrain.supervise.fence import wait_for_silent_nodes
 from dstrain.supervise.launchers import Launcher, end_all
-from dstrain.transport.command import REDACTED, Cluster, Job, command, free_port, record, rendezvous, with_users_choice
+from dstrain.transport.command import Cluster, Job, command, record, rendezvous, with_users_choice
 from dstrain.transport.control import BEAT_EVERY_SECONDS
 from dstrain.transport.node_script import AttemptPlan, node_script
 from dstrain.transport.stops import Stops
@@ -130,12 +133,11 @@ def start(job: Job, number: int, checkpoint_before: int | None, began_unix: floa
     if job.cluster is None:
         host = socket.gethostname()
         launch = command(job, number, sys.executable, len(os.sched_getaffinity(0)), free_port(), os.getpid())
-        launch = with_users_choice(launch, os.environ)
-        content = record(launch, os.environ, str(Path.cwd()))
+        launch = with_users_choice(launch, environment.variables())
+        content = record(launch, environment.variables(), str(Path.cwd()))
         write_json(folder / "command.json", {**content, **known})
         log, is_rank = evidence.launcher_log(folder, host), job.ranks == 1
-        environment = {**os.environ, **launch.environment}
-        return [Launcher({0: host}, launch.arguments, environment, log, is_rank=is_rank)]
+        return [Launcher({0: host}, launch.arguments, environment.for_child(launch.environment), log, is_rank=is_rank)]
 
     hosts = job.cluster.hosts
     through = channels(job.cluster)
@@ -150,7 +152,7 @@ def start(job: Job, number: int, checkpoint_before: int | None, began_unix: floa
             started.append(FanOut(to, channel.arguments, folder, script))
             continue
         log = evidence.launcher_log(folder, hosts[channel.nodes[0]])
-        started.append(Launcher(to, channel.arguments, os.environ, log, script))
+        started.append(Launcher(to, channel.arguments, environment.variables(), log, script))
     return started
 
 

@@ -8,7 +8,6 @@ sends its warning, ranks save at the next step boundary; once that is committed,
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.base import environment
 from dstrain.base.code_digest import code_digest
 from dstrain.checkpoint.store_owner import owned_store
 from dstrain.diagnose import evidence
@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     stops = Stops()
     try:
         with stops.listening():
-            return run(Submission.read(arguments.run_dir), arguments.code, os.environ["SLURM_JOB_ID"], stops)
+            job = environment.slurm_job()
+            if job is None:
+                raise UserError("SLURM_JOB_ID is not set: this is no SLURM job; start the run with `dstrain run --on`")
+            return run(Submission.read(arguments.run_dir), arguments.code, job, stops)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -100,7 +103,7 @@ def job_on(submission: Submission, recipe: Recipe, hosts: Sequence[str], seconds
     cluster = Cluster(
         transport="slurm",
         hosts=tuple(hosts[:count]),
-        settings=node_settings(profile, submission.folder, os.environ),
+        settings=node_settings(profile, submission.folder, environment.variables()),
         rendezvous_port=profile.network.rendezvous_port,
         cpus_per_task=profile.slurm.cpus_per_task,
         code=submission.code,

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dstrain.base import environment
+from dstrain.base.ports import free_port
 from dstrain.base.processes import ATTEMPT_MARK, end_marked
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.observe.debug_text import ORDERS, REPORT, report_text
@@ -26,7 +28,7 @@ from dstrain.rundir.attempt_files import write_json
 from dstrain.rundir.prepare import open_corpus, write_recipe
 from dstrain.rundir.run_folder import attempt_folder, exclusive
 from dstrain.transport.cluster import supervisors_python
-from dstrain.transport.command import Job, free_port, shell_comment
+from dstrain.transport.command import Job, shell_comment
 from dstrain.transport.profile import Profile
 from dstrain.transport.stops import Stops
 
@@ -133,7 +135,7 @@ def _run(ranks: Sequence[Rank], folder: Path) -> int:
             for rank in ranks:
                 started[rank.number] = subprocess.Popen(
                     [*rank.arguments, "--parent-pid", str(os.getpid())],
-                    env={**os.environ, **rank.environment},
+                    env=environment.for_child(rank.environment),
                     stdin=None if rank.has_terminal else subprocess.DEVNULL,
                     start_new_session=not rank.has_terminal,
                 )

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dstrain.base.environment import for_child
 from dstrain.base.processes import ATTEMPT_MARK
 from dstrain.diagnose.evidence import LauncherEnd, launcher_log
 from dstrain.supervise.launchers import Launcher
@@ -34,10 +35,9 @@ class FanOut(Launcher):
             os.mkfifo(folder / f"{node}", 0o600)
             # for reading as well, so that neither opening nor writing waits for the other side
             self._pipes.append(os.open(folder / f"{node}", os.O_RDWR))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_PDSHS_OWN)}
         # the mark: should pdsh have to be killed, what it has started is found
-        environment |= {LINES: str(folder), ATTEMPT_MARK: str(attempt_folder.resolve())}
-        super().__init__(hosts, arguments, environment, attempt_folder / "logs" / "pdsh.log")
+        added = {LINES: str(folder), ATTEMPT_MARK: str(attempt_folder.resolve())}
+        super().__init__(hosts, arguments, for_child(added, without=_PDSHS_OWN), attempt_folder / "logs" / "pdsh.log")
         self.is_controlled = True
         self._write(script.encode())
         for pipe in self._pipes:

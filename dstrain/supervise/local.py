@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dstrain.base import environment
+from dstrain.base.ports import free_port
 from dstrain.checkpoint.store_owner import owned_store
 from dstrain.diagnose.flight_recorder import has_devices
 from dstrain.errors import EXIT_DONE, UserError
@@ -17,7 +19,7 @@ from dstrain.recipe.schema import Recipe
 from dstrain.rundir.prepare import check_recipe, open_corpus, write_recipe
 from dstrain.rundir.run_folder import TRAINING, exclusive, newest_checkpoint, next_attempt
 from dstrain.supervise.supervise import supervise
-from dstrain.transport.command import Job, command, free_port, shell_comment, with_users_choice
+from dstrain.transport.command import Job, command, shell_comment, with_users_choice
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -87,7 +89,7 @@ def dry_run(job: Job) -> str:
     """What would be started, as lines for a shell that do the same without the supervisor."""
     attempt = next_attempt(job.run_dir)
     launch = command(job, attempt, sys.executable, len(os.sched_getaffinity(0)), free_port(), None)
-    launch = with_users_choice(launch, os.environ)
+    launch = with_users_choice(launch, environment.variables())
     heading = f"attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"
     return f"{shell_comment(heading)}\n{launch.as_shell()}"
 

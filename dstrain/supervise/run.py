@@ -7,12 +7,12 @@ transport slurm  handed to SLURM; supervised from the job's first node  dstrain.
 """
 
 import argparse
-import os
 import socket
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.base import environment
 from dstrain.base.code_digest import code_digest
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.observe.run_record import RunRecord
@@ -37,7 +37,6 @@ from dstrain.transport.cluster import (
     stop_timeout_seconds,
     supervisors_python,
     usable_nodes,
-    working_folder,
 )
 from dstrain.transport.command import Cluster, Job, shell_comment
 from dstrain.transport.node_script import node_script
@@ -133,7 +132,7 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
     submission = Submission(
         name=recipe.name,
         run_dir=run_dir,
-        folder=working_folder(),
+        folder=environment.working_folder(),
         profile=profile,
         supervisors_python=supervisors_python(profile),
         ranks=ranks,
@@ -143,7 +142,7 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
         chain=args.chain,
         first_attempt=next_attempt(run_dir),
     )
-    node_settings(profile, submission.folder, os.environ)  # are all variables there?
+    node_settings(profile, submission.folder, environment.variables())  # are all variables there?
     timings = Timings.read(run_dir)
     script = sbatch_script(submission, timings.lead_seconds())
     if args.dry_run:

@@ -5,9 +5,9 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from dstrain.base.environment import working_folder
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.transport import slurm
-from dstrain.transport.cluster import working_folder
 from dstrain.transport.profile import Profile, load_profile
 from dstrain.transport.submission import asked_of_slurm
 

@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from dstrain.base.environment import for_child
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, RecipeError, UserError
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.show import resolved_yaml
@@ -101,7 +102,7 @@ def _others(overrides: Sequence[str], parameters: Iterable[str]) -> list[str]:
 
 def job_environment(job: int, jobs: int, ranks: int) -> dict[str, str]:
     """The environment of one worker's runs: with several workers, its share of the devices and of the cores."""
-    environment = dict(os.environ)
+    environment = for_child()
     if jobs > 1:
         count = devices()
         if count:

@@ -9,7 +9,6 @@ Training tells its reporter each phase as it begins, so a reporter that also loo
 import contextlib
 import gc
 import json
-import os
 import pdb
 import re
 import resource
@@ -31,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from dstrain.architectures.shape import frozen_parameters, model_shape, parameters_of
+from dstrain.base.environment import RankVariables
 from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.fragments import resident_fragments
 from dstrain.observe.debug_text import ORDERS, REPORT
@@ -53,7 +53,7 @@ def run_rank(run_dir: Path, attempt: int) -> str:
     try:
         main.run_rank(run_dir, attempt, _reporter(run_dir, orders["steps"]))
     except Exception as error:
-        if int(os.environ["RANK"]) == orders["pdb_rank"]:
+        if RankVariables.require().rank == orders["pdb_rank"]:
             traceback.print_exc()
             print("post mortem; `q` leaves, `w` shows where, `help` lists what there is", file=sys.stderr)
             pdb.post_mortem(error.__traceback__)

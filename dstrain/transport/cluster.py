@@ -1,6 +1,5 @@
 """From a profile to the nodes of a run: which hosts, how many of them, and what is set up on each."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dstrain.base.code_digest import code_digest
+from dstrain.base.environment import variables, working_folder
 from dstrain.errors import UserError
 from dstrain.plan import batch_plan, most_ranks
 from dstrain.recipe.schema import Recipe
@@ -148,7 +148,7 @@ def make_cluster(profile: Profile, hosts: Sequence[str]) -> Cluster:
     cluster = Cluster(
         transport=profile.transport,
         hosts=tuple(hosts),
-        settings=node_settings(profile, working_folder(), os.environ),
+        settings=node_settings(profile, working_folder(), variables()),
         rendezvous_port=profile.network.rendezvous_port,
         cpus_per_task=None if profile.slurm is None else profile.slurm.cpus_per_task,
         code=code_digest(),
@@ -165,9 +165,3 @@ def stop_timeout_seconds(profile: Profile, timings: Timings, seconds_left: float
     if profile.slurm is None:
         return SHUTDOWN_TIMEOUT_SECONDS
     return max(1, round(timings.lead_seconds(seconds_left) - _END_SECONDS))
-
-
-def working_folder() -> Path:
-    """The folder of the command, with its name as the shell has it where that leads to the same place."""
-    named = Path(os.environ.get("PWD", "."))
-    return named if named.is_absolute() and named.exists() and named.samefile(".") else Path.cwd()

@@ -1,21 +1,16 @@
 """What a run is, and the command of an attempt on this machine, so that `--dry-run` shows exactly what would run."""
 
-import re
 import shlex
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from dstrain.base.environment import recordable
 from dstrain.base.processes import ATTEMPT_MARK
 from dstrain.rundir.run_folder import TRAINING, attempt_folder
 from dstrain.transport.node_script import LOST_AFTER_SECONDS, NodeSettings
 from dstrain.transport.transport import rendezvous_port
-
-_SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|KEY|CREDENTIAL", re.IGNORECASE)
-_PASSWORD_IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
-REDACTED = "(redacted)"
 
 
 @dataclass(frozen=True)
@@ -112,37 +107,16 @@ def shell_comment(text: str) -> str:
     return "\n".join(f"# {line}" for line in text.splitlines())
 
 
-def free_port() -> int:
-    """A TCP port of the loopback device that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def with_users_choice(command: Command, environment: Mapping[str, str]) -> Command:
     """Leave to the user what they have set themselves (threads, network device)."""
     theirs = {name for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME") if name in environment}
     return Command(command.arguments, {k: v for k, v in command.environment.items() if k not in theirs})
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name is likely to hold a secret."""
-    return _SECRET_NAME.search(name) is not None
-
-
-def redacted(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for the record: values of secrets, and passwords inside URLs, are replaced."""
-    return {
-        name: REDACTED if is_secret_name(name) else _PASSWORD_IN_URL.sub(REDACTED, value)
-        for name, value in sorted(environment.items())
-    }
-
-
 def record(command: Command, environment: Mapping[str, str], folder: str) -> dict[str, Any]:
-    """What `command.json` holds: enough to start the same attempt by hand."""
-    whole = redacted({**environment, **command.environment})
-    return {"argv": list(command.arguments), "cwd": folder, "environment": whole}
+    """What `command.json` holds: enough to start the same attempt by hand, beside what only the user's shell knows."""
+    kept = recordable({**environment, **command.environment})
+    return {"argv": list(command.arguments), "cwd": folder, "environment": kept}
 
 
 def rendezvous(job: Job, cluster: Cluster, number: int) -> tuple[str, int]:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from dstrain.base.environment import is_secret_name
 from dstrain.base.section import PositiveInt, Section
 from dstrain.errors import UserError
 from dstrain.recipe.messages import given, unknown_key, wrong_value
 from dstrain.recipe.source import Node, Place, Problem, parse_yaml
-from dstrain.transport.command import is_secret_name
 from dstrain.transport.node_script import LOST_AFTER_SECONDS
 
 Text = Annotated[str, StringConstraints(min_length=1)]

@@ -1,11 +1,12 @@
 """The commands of SLURM that a run needs. Nothing else starts them."""
 
-import os
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dstrain.base.durations import parse_slurm_left
+from dstrain.base.environment import for_child, slurm_nodes
 from dstrain.errors import UserError
 
 
@@ -16,26 +17,17 @@ def submit(script: Path) -> str:
         UserError: there is no SLURM here, or it refuses the job; with its own words.
     """
     # SBATCH_… variables would silently win over what the script, and so the profile, says.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
-    return _ask(["sbatch", "--parsable", str(script)], environment).partition(";")[0]
+    return _ask(["sbatch", "--parsable", str(script)], for_child(without="SBATCH_")).partition(";")[0]
 
 
 def hosts_of_job() -> list[str]:
     """The nodes of the job that this process runs in, in SLURM's order."""
-    return _ask(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split()
+    return _ask(["scontrol", "show", "hostnames", slurm_nodes()]).split()
 
 
 def seconds_left_of_job(job: str) -> float | None:
     """How long the job may still run; None without a limit."""
-    left = _ask(["squeue", "--noheader", f"--jobs={job}", "--format=%L"]).strip()
-    days, _, clock = left.rpartition("-")
-    parts = clock.split(":")
-    if not all(part.isdecimal() for part in parts):
-        return None  # UNLIMITED, INVALID
-    seconds = 0
-    for part in parts:
-        seconds = seconds * 60 + int(part)
-    return seconds + int(days or 0) * 86_400
+    return parse_slurm_left(_ask(["squeue", "--noheader", f"--jobs={job}", "--format=%L"]))
 
 
 def state_of_job(job: str) -> str | None:
@@ -73,7 +65,7 @@ def inside_allocation(options: Sequence[str], command: Sequence[str]) -> int:
     Raises:
         UserError: there is no SLURM here.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SALLOC_")}
+    environment = for_child(without="SALLOC_")
     try:
         return subprocess.run(["salloc", "--quiet", *options, *command], env=environment, check=False).returncode
     except FileNotFoundError:

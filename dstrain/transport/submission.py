@@ -5,13 +5,13 @@ node.
 """
 
 import json
-import re
 import shlex
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.durations import parse_slurm_limit
 from dstrain.transport.profile import Profile, Slurm
 
 FILE_NAME = "submission.json"
@@ -129,21 +129,6 @@ def warning_seconds(time: str | None, lead_seconds: float) -> int:
     It sends it up to a minute early. On top of the lead that would cost short jobs all of their time, so it is taken
     off; the warning is there for preemption, and for limits that are changed later.
     """
-    limit = None if time is None else limit_seconds(time)
+    limit = None if time is None else parse_slurm_limit(time)
     lead = 0.0 if limit is None else min(lead_seconds, limit / 3)
     return max(1, round(lead) - _SENT_EARLY_SECONDS)
-
-
-def limit_seconds(time: str) -> int | None:
-    """SLURM's `minutes`, `minutes:seconds`, `hours:minutes:seconds`, and the same after `days-`; 0 means no limit."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
-    assert match is not None, time
-    days, *rest = match.groups()
-    first, second, third = (None if part is None else int(part) for part in rest)
-    if days is not None:  # days-hours[:minutes[:seconds]]
-        seconds = int(days) * 86_400 + (first or 0) * 3_600 + (second or 0) * 60 + (third or 0)
-    elif third is not None:
-        seconds = (first or 0) * 3_600 + (second or 0) * 60 + third
-    else:
-        seconds = (first or 0) * 60 + (second or 0)
-    return seconds or None

@@ -1,26 +1,6 @@
 from pathlib import Path
 
-from dstrain.transport.command import Job, command, record, redacted, with_users_choice
-
-
-def test_secrets_never_reach_the_record() -> None:
-    shown = redacted(
-        {
-            "HF_TOKEN": "hf_abc",
-            "aws_secret_access_key": "abc",
-            "DB_PASSWORD": "abc",
-            "GOOGLE_APPLICATION_CREDENTIALS": "/a",
-            "PROXY": "http://me:abc@proxy:3128/",
-            "PWD": "/home/me",
-            "OMP_NUM_THREADS": "2",
-        }
-    )
-    assert "abc" not in str(shown)
-    assert list(shown) == sorted(shown)
-    assert shown["HF_TOKEN"] == "(redacted)"
-    assert shown["PROXY"] == "http://(redacted)@proxy:3128/"
-    assert shown["PWD"] == "/home/me"
-    assert shown["OMP_NUM_THREADS"] == "2"
+from dstrain.transport.command import Job, command, record, with_users_choice
 
 
 def test_one_rank_is_started_directly() -> None:
@@ -69,4 +49,4 @@ def test_the_record_holds_what_is_needed_to_start_it_again() -> None:
     assert content["argv"][:4] == ["python", "-u", "-m", "dstrain.rank"]
     assert content["environment"]["RANK"] == "0"
     assert content["environment"]["PATH"] == "/bin"
-    assert content["environment"]["API_KEY"] == "(redacted)"
+    assert content["environment"].keys().isdisjoint({"API_KEY"})

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from dstrain.observe.progress import RunProgress, Status, duration, figures
+from dstrain.base import durations
+from dstrain.observe.progress import RunProgress, Status, figures
 
 STATUS = Status("pretraining", "forward", 120, 500, 5.43214, 12345.6, 80.2, 100, time_unix=1000.0)
 
@@ -69,7 +70,7 @@ def test_a_rank_that_stopped_moving_is_seen() -> None:
     ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (90061, "1 d 1:01:01")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert durations.clock(seconds) == text
 
 
 def test_brackets_are_text_not_markup() -> None:

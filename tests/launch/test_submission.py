@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from dstrain.base.code_digest import code_digest
+from dstrain.base.durations import parse_slurm_limit
 from dstrain.errors import UserError
 from dstrain.rundir.attempt_files import write_json
 from dstrain.supervise.batch import attempts_without_progress, is_done, run
 from dstrain.transport.profile import Profile, Slurm, load_profile
 from dstrain.transport.stops import Stops
-from dstrain.transport.submission import Submission, limit_seconds, sbatch_script, warning_seconds
+from dstrain.transport.submission import Submission, sbatch_script, warning_seconds
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = Path("/runs/a'; touch x/$HOME/`id`/zwei\nZeilen ü")
@@ -134,7 +135,7 @@ def test_the_value_of_a_passed_variable_is_nowhere(monkeypatch: pytest.MonkeyPat
     [("90", 5400), ("1:30", 90), ("24:00:00", 86400), ("2-0", 172800), ("1-12:30", 131400), ("0", None)],
 )
 def test_times_of_slurm(time: str, seconds: int | None) -> None:
-    assert limit_seconds(time) == seconds
+    assert parse_slurm_limit(time) == seconds
 
 
 def test_the_warning_comes_after_the_supervisors_own_clock() -> None:
