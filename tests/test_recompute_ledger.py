@@ -18,6 +18,8 @@ from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).resolve().parent.parent / "tools" / "recompute_ledger.py"
 PHASES = """
 phases:

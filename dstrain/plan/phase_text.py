@@ -87,9 +87,12 @@ def data_lines(plan: Plan) -> list[str]:
     lines = [] if plan.timeline is None else list(plan.timeline.notes)
     for name, size in plan.corpora.items():
         blocks: dict[str, Any] = block_sizes(size, recipe)
+        shuffled = f"{blocks['shuffle_window']:,} blocks of a lane are"
+        if blocks["shuffle_window"] * recipe.lanes >= blocks["blocks"]:
+            shuffled = "all of a lane is"
         lines.append(
             f"{name}: {size.tokens:,} tokens of {size.documents:,} documents in {blocks['blocks']:,} blocks of "
-            f"{blocks['block_tokens']:,}, shuffled by {blocks['shuffle_window']:,} of a lane; "
+            f"{blocks['block_tokens']:,}; {shuffled} shuffled together; "
             f"{size.tokens // recipe.lanes:,} tokens of a lane in each epoch; "
             f"at most {_percent(blocks['most_documents_cut'] / size.documents)} of its documents are cut by a border "
             "of a block or lane"

@@ -37,6 +37,8 @@ from dstrain.rundir.prepare import write_recipe
 from dstrain.storages import fsspec as store
 from dstrain.storages.fsspec import StoreError
 
+pytestmark = pytest.mark.slow
+
 STATES = ("weight", "exp_avg", "exp_avg_sq")
 ELEMENTS = 1_500_000  # of each state: 18 MB in all, several parts and several blocks
 

@@ -33,6 +33,8 @@ from dstrain.data.stream import RowStream
 from dstrain.data.writer import write_text_shards
 from dstrain.errors import CorpusError
 
+pytestmark = pytest.mark.slow
+
 WORLDS = (1, 2, 3, 5, 7, 8)
 
 

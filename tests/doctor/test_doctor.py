@@ -21,6 +21,8 @@ from dstrain.recipe.show import resolved_yaml
 from dstrain.transport.command import Job
 from dstrain.transport.profile import Profile, Slurm
 
+pytestmark = pytest.mark.slow
+
 MEASURED = Durations(2.0, 40.0, are_measured=True)
 
 

@@ -21,6 +21,8 @@ from dstrain.recipe.show import resolved_yaml
 from dstrain.supervise.run import run_command
 from dstrain.transport.profile import load_profile
 
+pytestmark = pytest.mark.slow
+
 PROFILE = Path(__file__).parents[2] / "launch" / "debug.yaml"
 DSTRAIN = (sys.executable, "-m", "dstrain")
 

@@ -22,6 +22,8 @@ from dstrain.rundir.attempt_files import write_json
 from dstrain.rundir.heartbeat import Heartbeat, read_heartbeats
 from dstrain.rundir.run_folder import read_json
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import sys, time
 from dstrain.diagnose.flight_recorder import have_recorded, recorder_environment

@@ -21,6 +21,8 @@ from dstrain.transport.command import Cluster, Job
 from dstrain.transport.hostfile import Host
 from dstrain.transport.node_script import NodeSettings
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

@@ -26,6 +26,8 @@ from dstrain.predict.monitor import (
 )
 from dstrain.predict.surges import Message, Rule, changes
 
+pytestmark = pytest.mark.slow
+
 MINUTE = 60.0
 START = 1_795_000_000.0
 

@@ -15,6 +15,8 @@ from dstrain.predict.items import Item
 from dstrain.predict.onnx import OnnxModel, largest_difference, load_with_head
 from dstrain.serve.agreement import agreement
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
 SIZES = {
     "hidden_size": 64,

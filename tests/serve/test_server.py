@@ -12,6 +12,8 @@ import pytest
 from dstrain.cli import main
 from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
 
 

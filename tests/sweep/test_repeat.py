@@ -19,6 +19,8 @@ from dstrain.sweep.study import by_values, grid_point, open_study, take_trial
 sys.path.append(str(Path(__file__).parents[1] / "tasks"))
 from labelled import EXAMPLES, RECIPE, write_examples
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:

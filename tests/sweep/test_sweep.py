@@ -15,6 +15,8 @@ import pytest
 from dstrain.cli import main
 from dstrain.report.runs import read_metrics
 
+pytestmark = pytest.mark.slow
+
 DSTRAIN = [sys.executable, "-m", "dstrain"]
 
 
