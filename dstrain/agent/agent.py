@@ -31,9 +31,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dstrain.base.code_digest import code_digest
+from dstrain.base.devices import has_devices
 from dstrain.base.environment import set_defaults
 from dstrain.base.processes import die_with_parent, end_marked, kernel_oom_victims, oom_kills
-from dstrain.diagnose.flight_recorder import has_devices, recorder_environment
+from dstrain.diagnose.flight_recorder import recorder_environment
 from dstrain.diagnose.watch import watch
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR
 from dstrain.rundir.attempt_files import write_json

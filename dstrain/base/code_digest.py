@@ -1,9 +1,10 @@
 """Which code this is: a digest of the package's source, the same on two nodes if and only if they run the same code."""
 
 import hashlib
-import subprocess
 from pathlib import Path
 from typing import Any
+
+from dstrain.base.processes import run
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -30,9 +31,9 @@ def _git(folder: Path, *words: str) -> str | None:
     known = ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"]
     for command in (known, ["git", "-C", str(folder), *words]):
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+            answer = run(command)
         except OSError:
             return None
-        if answer.returncode != 0:
+        if answer.exit_code != 0:
             return None
-    return answer.stdout.strip()
+    return answer.output.strip()

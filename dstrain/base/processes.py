@@ -1,4 +1,4 @@
-"""The processes of an attempt: each dies with its parent, and none is ever left behind.
+"""Processes: the one place that starts them; and those of an attempt, of which none is ever left behind.
 
 Ranks live in sessions of their own (so that Ctrl-C in the terminal does not reach them) and start processes themselves,
 so neither a process group nor the tree of parents finds them all. A mark in the environment does: it is inherited.
@@ -9,14 +9,111 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Literal
 
 ATTEMPT_MARK = "DSTRAIN_ATTEMPT"  # environment variable: the absolute path of the attempt's folder
 
 _PR_SET_PDEATHSIG, _PR_SET_PTRACER = 1, 0x59616D61  # <linux/prctl.h>
 _KERNEL_RECORD_BYTES = 8192  # the longest that there is
 _KILLED_FOR_MEMORY = re.compile(rb"[Oo]ut of memory: Killed process (\d+)")
+
+Process = subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that has ended, and what it printed; what is not UTF-8 is replaced."""
+
+    exit_code: int  # negative for a signal
+    output: str
+    errors: str
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    given: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_seconds: float | None = None,
+) -> Finished:
+    """Run a program to its end.
+
+    Args:
+        arguments: the program, and its arguments.
+        given: its standard input; None: nothing.
+        environment: instead of this process's.
+        timeout_seconds: after which it is killed.
+
+    Raises:
+        OSError: it cannot be started.
+        TimeoutError: it was killed.
+    """
+    try:
+        done = subprocess.run(
+            arguments,
+            input=given,
+            stdin=subprocess.DEVNULL if given is None else None,
+            capture_output=True,
+            check=False,
+            env=environment,
+            timeout=timeout_seconds,
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{arguments[0]} has not ended after {timeout_seconds} s") from None
+    return Finished(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def run_in_terminal(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program that reads and prints where this one does; its exit code. Raises OSError."""
+    return subprocess.run(arguments, env=environment, check=False).returncode
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    stdin: Literal["nothing", "pipe", "inherited"] = "nothing",
+    output: IO[bytes] | None = None,
+    own_session: bool = False,
+    descriptors: Sequence[int] = (),
+) -> Process:
+    """Start a program, and return while it runs.
+
+    Args:
+        arguments: the program, and its arguments.
+        environment: instead of this process's.
+        stdin: its standard input; a pipe is `.stdin` of what is returned.
+        output: for its standard output and error; None: this process's.
+        own_session: whether Ctrl-C in the terminal is not for it.
+        descriptors: that it inherits.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    kinds = {"nothing": subprocess.DEVNULL, "pipe": subprocess.PIPE, "inherited": None}
+    return subprocess.Popen(
+        arguments,
+        env=environment,
+        stdin=kinds[stdin],
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        start_new_session=own_session,
+        pass_fds=tuple(descriptors),
+    )
+
+
+def ends_within(process: Process, seconds: float) -> bool:
+    """Wait for its end; whether it came in that time."""
+    try:
+        process.wait(max(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -14,7 +14,6 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from typing import Protocol, Self
 
 import dstrain
 from dstrain import errors
+from dstrain.base.processes import start
 from dstrain.data.layout import Layout
 from dstrain.data.producer import RankRows, largest_step_bytes, step_shape
 from dstrain.data.rows import StepBuffer, StepRows
@@ -123,7 +123,7 @@ class _InBackground:
             os.ftruncate(memory_fd, self._slots * self._slot_bytes)
             self._memory = memoryview(mmap.mmap(memory_fd, 0))
             package_folder = str(Path(dstrain.__file__).parent.parent)
-            self._process = subprocess.Popen(
+            self._process = start(
                 [
                     sys.executable,
                     "-c",
@@ -133,8 +133,7 @@ class _InBackground:
                     str(memory_fd),
                     str(os.getpid()),
                 ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), memory_fd),
+                descriptors=(theirs.fileno(), memory_fd),
             )
         finally:
             os.close(memory_fd)

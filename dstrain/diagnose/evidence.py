@@ -12,11 +12,11 @@ from typing import Any, Self
 from dstrain.base.processes import kernel_oom_victims
 from dstrain.diagnose.verdict import RankFailure
 from dstrain.errors import EXIT_FAILURE, EXIT_USER_ERROR
+from dstrain.transport.launchers import LauncherEnd, launcher_log
 
 LOG_TAIL_LINES = 12
 _TAIL_BYTES = 16_384
 _LINE_CHARACTERS = 160
-SSH_FAILED = 255
 # By SIGTERM before the agent could listen to it; the second is how ssh and srun pass it on.
 _ASKED_TO_END = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
@@ -25,15 +25,6 @@ def outcome(attempt_folder: Path) -> str | None:
     """ "done" or "stopped" as rank 0 wrote it; None if it never got that far."""
     content = _json(attempt_folder / "outcome.json")
     return content["outcome"] if content else None
-
-
-@dataclass(frozen=True)
-class LauncherEnd:
-    """How a process ended that the supervisor started: a rank, an agent, or the way to agents elsewhere."""
-
-    hosts: Mapping[int, str]  # nodes that it stands for, by their numbers
-    exit_code: int  # negative for a signal
-    is_rank: bool = False  # rank 0 itself, without an agent
 
 
 @dataclass(frozen=True)
@@ -157,14 +148,14 @@ def rank_failures(
         if launcher.exit_code in (0, *_ASKED_TO_END) or (launcher.is_rank and found):
             continue
         for node, host in launcher.hosts.items():
-            cut_off = launcher.exit_code == SSH_FAILED and reports.get(node, {}).get("lost_supervisor")
+            cut_off = launcher.is_lost and reports.get(node, {}).get("lost_supervisor")
             if node not in reports or cut_off:  # else the agent has told all there is, and the exit code repeats it
                 log = launcher_log(attempt_folder, launcher.hosts[min(launcher.hosts)])
                 moment = clocks.here(None, None, ended_unix)
                 failure = RankFailure(
                     None, host, launcher.exit_code, ended_unix, step=step, log=str(log), monotonic=moment
                 )
-                lost = len(launcher.hosts) > 1 or launcher.exit_code == SSH_FAILED
+                lost = len(launcher.hosts) > 1 or launcher.is_lost
                 words = "its agent left no report: the node, or the way to it, was lost" if lost else ""
                 found.append(replace(failure, message=words, log_tail=log_tail(log)))
     return found
@@ -192,11 +183,6 @@ def _rank_log(attempt_folder: Path, rank: int) -> Path:
     """Where the rank printed to; the host's folder is found, as a node may call itself otherwise than others do."""
     name = f"rank-{rank:05d}.log"
     return next(iter(sorted((attempt_folder / "logs").glob(f"*/{name}"))), attempt_folder / "logs" / name)
-
-
-def launcher_log(attempt_folder: Path, host: str) -> Path:
-    """What the started process prints itself (the agent, or a rank before it opens its own log)."""
-    return attempt_folder / "logs" / host / "launcher.log"
 
 
 def log_tail(log: Path) -> tuple[str, ...]:

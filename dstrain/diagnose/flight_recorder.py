@@ -11,11 +11,6 @@ from pathlib import Path
 COLLECTIVES = 2000  # that each rank keeps
 
 
-def has_devices() -> bool:
-    """Whether this machine has CUDA devices, found without torch."""
-    return Path("/proc/driver/nvidia").exists()
-
-
 def recorder_environment(attempt_folder: Path, pipes: Path) -> dict[str, str]:
     """What ranks need in their environment. `pipes`: a folder of this machine; not every file system has pipes."""
     return {

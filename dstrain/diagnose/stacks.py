@@ -7,13 +7,13 @@ pause the process: one that stands still does not move under its eyes.
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.processes import run
 from dstrain.diagnose.evidence import log_end
 
 _INNERMOST, _OWN = 6, 2  # frames for a verdict: the innermost ones, and the innermost ones of this package
@@ -38,9 +38,9 @@ def spied(pid: int) -> list[Thread]:
         return []
     words = [program, "dump", "--nonblocking", "--json", "--pid", str(pid)]
     try:
-        answer = subprocess.run(words, capture_output=True, timeout=_TIMEOUT_SECONDS, stdin=subprocess.DEVNULL)
-        found: list[dict[str, Any]] = json.loads(answer.stdout) if answer.returncode == 0 else []
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        answer = run(words, timeout_seconds=_TIMEOUT_SECONDS)
+        found: list[dict[str, Any]] = json.loads(answer.output) if answer.exit_code == 0 else []
+    except (OSError, ValueError):
         return []
     threads = [Thread(thread["thread_name"] or "?", _frames(thread)) for thread in found]
     return sorted(threads, key=lambda thread: thread.name != "MainThread")

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.base import environment
+from dstrain.base.devices import count_devices
 from dstrain.diagnose.verdict import explain, first_failure
 from dstrain.doctor.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, links
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -36,14 +36,12 @@ from dstrain.recipe.schema import Recipe
 from dstrain.rundir.attempt_files import write_json
 from dstrain.rundir.run_folder import attempt_folder
 from dstrain.rundir.timings import Timings
-from dstrain.supervise import local
 from dstrain.supervise.attempt import run_attempt
-from dstrain.transport import slurm
-from dstrain.transport.cluster import hosts_of, listed_hosts, make_cluster, stop_timeout_seconds, usable_nodes
+from dstrain.transport.cluster import hosts_of, make_cluster, stop_timeout_seconds
 from dstrain.transport.command import Job
 from dstrain.transport.profile import Profile, load_profile, parse_nodes
 from dstrain.transport.stops import Stops
-from dstrain.transport.submission import asked_of_slurm
+from dstrain.transport.transport import TRANSPORTS, Queue
 
 GEMM_SECONDS = 0.5
 MEASURING_SECONDS = 60.0  # then the ranks have not found each other, and are killed
@@ -88,8 +86,9 @@ def doctor_command(args: argparse.Namespace) -> int:
         UserError: recipe, profile or host file cannot be read, or SLURM grants no nodes.
     """
     profile = None if args.on is None else load_profile(args.on)
-    if profile is not None and profile.transport == "slurm" and environment.slurm_job() is None:
-        return _inside_allocation(args, profile)
+    queue = None if profile is None else TRANSPORTS[profile.transport].queue
+    if profile is not None and queue is not None and queue.current_job() is None:
+        return _inside_allocation(args, profile, queue)
     patient = admit(args, profile)
     result = examined(patient, is_quick=args.quick)
     print(json.dumps(as_json(result), indent=1) if args.json else as_text(result))
@@ -105,7 +104,7 @@ def admit(args: argparse.Namespace, profile: Profile | None) -> Patient:
     ranks = args.procs_per_node or (profile.procs_per_node if profile else None)
     findings: list[Finding] = []
     if profile is None:
-        job = Job(name, run_dir, ranks or local.devices() or 1)
+        job = Job(name, run_dir, ranks or count_devices() or 1)
     else:
         nodes = profile.node_range if args.nodes is None else parse_nodes(args.nodes)
         hosts, ranks = _hosts(profile, recipe, nodes, ranks, findings)
@@ -127,25 +126,19 @@ def _hosts(
     profile: Profile, recipe: Recipe | None, nodes: tuple[int, int], ranks: int | None, findings: list[Finding]
 ) -> tuple[list[str], int]:
     """The nodes, and how many ranks each gets; as many nodes as there may be, if those are too many for the recipe."""
-    if profile.transport == "local":
-        return [socket.gethostname()], ranks or local.devices() or 1
-    if profile.transport == "ssh":
-        listed = listed_hosts(profile)
-        if recipe is not None:
-            try:
-                return hosts_of(profile, recipe, nodes, ranks)
-            except UserError as error:
-                findings.append(_batch_error(error))
-        return [host.name for host in listed[: nodes[1]]], ranks or min(host.slots for host in listed)
-    granted = slurm.hosts_of_job()[: nodes[1]]
-    if ranks is None:
-        raise UserError("procs_per_node is missing; say how many ranks a node gets")
+    transport = TRANSPORTS[profile.transport]
+    hosts = transport.hosts(profile)
     if recipe is not None:
         try:
-            granted = granted[: usable_nodes(recipe, ranks, nodes[0], len(granted))]
+            return hosts_of(profile, recipe, nodes, ranks)
         except UserError as error:
             findings.append(_batch_error(error))
-    return granted, ranks
+    used = hosts[: nodes[1]]
+    slots = [host.slots for host in used if host.slots is not None]
+    ranks = ranks or transport.ranks_of_node() or min(slots, default=None)
+    if ranks is None:
+        raise UserError("procs_per_node is missing; say how many ranks a node gets")
+    return [host.name for host in used], ranks
 
 
 def _batch_error(error: UserError) -> Finding:
@@ -183,9 +176,9 @@ def _launch_findings(profile: Profile, job: Job, recipe: Recipe | None, answers:
         size = recipe_checkpoint_bytes(recipe)
         if speeds:
             durations = Durations(0.0, size / sum(speeds), are_measured=False)
-    if profile.slurm is not None:
+    if (queue := TRANSPORTS[profile.transport].queue) is not None:
         with contextlib.suppress(UserError):
-            kill_wait = slurm.kill_wait_seconds()
+            kill_wait = queue.kill_wait_seconds()
     return lint(profile, environment.variables(), job.shutdown_timeout_seconds, durations, kill_wait)
 
 
@@ -242,20 +235,18 @@ def _borrowed(run_dir: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _inside_allocation(args: argparse.Namespace, profile: Profile) -> int:
-    """The same command on nodes that SLURM grants for a few minutes."""
-    assert profile.slurm is not None
-    fewest, most = profile.node_range if args.nodes is None else parse_nodes(args.nodes)
-    options = [f"--{option}" for option in asked_of_slurm(profile.slurm)]
-    options += [f"--nodes={fewest}-{most}", f"--time={ALLOCATION_MINUTES}", "--job-name=dstrain-doctor"]
+def _inside_allocation(args: argparse.Namespace, profile: Profile, queue: Queue) -> int:
+    """The same command on nodes that the queue grants for a few minutes."""
+    nodes = profile.node_range if args.nodes is None else parse_nodes(args.nodes)
     words = [*([] if args.recipe is None else [args.recipe]), *args.overrides]
     named = (("--on", args.on), ("--nodes", args.nodes), ("--procs-per-node", args.procs_per_node))
     for option, value in (*named, ("--run-dir", args.run_dir)):
         words += [] if value is None else [option, str(value)]
     words += ["--quick"] * args.quick + ["--json"] * args.json
-    code = slurm.inside_allocation(options, [sys.executable, "-m", "dstrain", "doctor", *words])
+    command = [sys.executable, "-m", "dstrain", "doctor", *words]
+    code = queue.run_inside(profile, nodes, ALLOCATION_MINUTES, command)
     if code not in (EXIT_DONE, EXIT_USER_ERROR):
-        raise UserError("SLURM granted no nodes, or took them away; its words are above. `sinfo` shows what is free")
+        raise UserError("the scheduler granted no nodes, or took them away; its words are above")
     return code
 
 

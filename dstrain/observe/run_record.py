@@ -1,15 +1,14 @@
 """`run.json`: where a run was started and how it can be reached; and from that whether it is still there.
 
 Written by the supervisor at the beginning of each attempt and at its own end, and by `dstrain run` as it hands a run to
-SLURM. A supervisor that is killed writes nothing, so nothing is believed of the file alone: on the supervisor's host
-the process that holds `run.lock` is looked at, of a job SLURM is asked, and anywhere else the age of the last sign of
-life has to do.
+a queue. A supervisor that is killed writes nothing, so nothing is believed of the file alone: on the supervisor's host
+the process that holds `run.lock` is looked at, of a job its queue is asked, and anywhere else the age of the last sign
+of life has to do.
 """
 
 import contextlib
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -20,12 +19,11 @@ from typing import Literal
 
 from dstrain.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.rundir.attempt_files import write_json
-from dstrain.transport import slurm
 from dstrain.transport.command import Job
+from dstrain.transport.transport import TRANSPORTS, JobState, Queue
 
 FILE_NAME = "run.json"
 SILENT_AFTER_SECONDS = 60.0
-_IN_THE_QUEUE = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "SPECIAL_EXIT")
 
 State = Literal["running", "queued", "ended", "lost", "silent"]
 
@@ -35,14 +33,14 @@ class RunRecord:
     """What `run.json` holds."""
 
     name: str
-    transport: Literal["local", "ssh", "slurm"]
+    transport: str
     host: str | None  # of the supervisor; None: a job that has not begun yet
     pid: int | None  # of the supervisor
     hosts: tuple[str, ...]  # the nodes
     ranks: int  # of each node
     shutdown_timeout_seconds: int
     started_unix: float
-    job: str | None = None  # the SLURM job that the supervisor runs in
+    job: str | None = None  # the job of a queue that the supervisor runs in
     jobs: tuple[str, ...] = ()  # all that were submitted together
     ended_unix: float | None = None
     exit_code: int | None = None
@@ -146,7 +144,7 @@ def state_of_run(run_dir: Path, record: RunRecord | None, now_unix: float) -> St
     """Whether the run is there.
 
     running   its supervisor lives, as far as can be seen from here
-    queued    it waits in SLURM's queue
+    queued    it waits in the scheduler's queue
     ended     its supervisor has said how
     lost      it has not, and is gone
     silent    it may be on another machine, and nothing was heard of it for a minute
@@ -155,9 +153,10 @@ def state_of_run(run_dir: Path, record: RunRecord | None, now_unix: float) -> St
         return "running"
     if record is None:  # a plain script's; it leaves no record of its end
         return "ended"
-    if record.transport == "slurm" and shutil.which("squeue") is not None:
-        states = [state for job in jobs_of(record) if (state := slurm.state_of_job(job)) is not None]
-        if record.ended_unix is None and any(state not in _IN_THE_QUEUE for state in states):
+    queue = queue_of(record)
+    if queue is not None and queue.is_reachable():
+        states = [state for job in jobs_of(record) if (state := queue.state(job)) is not None]
+        if record.ended_unix is None and JobState.RUNNING in states:
             return "running"
         return "queued" if states else "lost" if record.ended_unix is None else "ended"
     if record.ended_unix is not None:
@@ -168,6 +167,11 @@ def state_of_run(run_dir: Path, record: RunRecord | None, now_unix: float) -> St
     return "running" if heard is not None and now_unix - heard < SILENT_AFTER_SECONDS else "silent"
 
 
+def queue_of(record: RunRecord) -> Queue | None:
+    """The queue that the run was handed over to, if any. Raises UserError: its transport is not installed here."""
+    return TRANSPORTS.named(record.transport, "transport").queue
+
+
 def jobs_of(record: RunRecord) -> tuple[str, ...]:
-    """The SLURM jobs that may still be there, the one that ran last in front."""
+    """The queue's jobs that may still be there, the one that ran last in front."""
     return tuple(dict.fromkeys([*([record.job] if record.job is not None else []), *record.jobs]))

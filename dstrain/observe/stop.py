@@ -1,7 +1,7 @@
 """`dstrain stop RUN`: have a run save and end, whatever it was started with; and say what was saved.
 
-local, ssh   SIGTERM to the supervisor, on the host where `dstrain run` was typed
-SLURM        SIGTERM to the batch step, from wherever `scancel` is; jobs that have not begun are cancelled
+without a queue  SIGTERM to the supervisor, on the host where `dstrain run` was typed
+with a queue     SIGTERM to the job's supervisor, from where the queue answers; jobs that have not begun are cancelled
 """
 
 import json
@@ -14,12 +14,19 @@ from argparse import Namespace
 from pathlib import Path
 
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, UserError
-from dstrain.observe.run_record import RunRecord, check_run_folder, close_record, jobs_of, lock_holder, state_of_run
+from dstrain.observe.run_record import (
+    RunRecord,
+    check_run_folder,
+    close_record,
+    jobs_of,
+    lock_holder,
+    queue_of,
+    state_of_run,
+)
 from dstrain.rundir.run_folder import attempt_folder, newest_checkpoint, newest_checkpoint_step, next_attempt
-from dstrain.transport import slurm
+from dstrain.transport.transport import JobState, Queue
 
 _LOOK_EVERY_SECONDS = 0.2
-_ASK_EVERY_SECONDS = 2.0  # SLURM's controller
 _GRACE_SECONDS = 90.0  # for what comes after the shutdown timeout
 _UNKNOWN_TIMEOUT_SECONDS = 600  # of the plain scripts
 
@@ -41,8 +48,9 @@ def stop_command(args: Namespace) -> int:
         how = "" if state == "ended" else " (its supervisor was killed, or its machine lost)"
         print(f"{run_dir} is not running{how}; {newest_checkpoint(run_dir)}")
         return EXIT_DONE
-    if record is not None and record.transport == "slurm":
-        cancelled = _stop_jobs(record)
+    queue = None if record is None else queue_of(record)
+    if record is not None and queue is not None:
+        cancelled = _stop_jobs(record, queue)
         if state == "queued":
             close_record(run_dir, EXIT_RESTART_ME)
             print(f"cancelled {cancelled}, which had not begun; {newest_checkpoint(run_dir)}")
@@ -72,19 +80,20 @@ def _stop_process(run_dir: Path, record: RunRecord | None) -> None:
         return  # it ends by itself
 
 
-def _stop_jobs(record: RunRecord) -> str:
+def _stop_jobs(record: RunRecord, queue: Queue) -> str:
     """Ask the job that runs to stop, and cancel those that have not begun; returns the latter in words."""
-    states = {job: state for job in jobs_of(record) if (state := slurm.state_of_job(job)) is not None}
-    waiting = [job for job, state in states.items() if state == "PENDING"]
+    states = {job: state for job in jobs_of(record) if (state := queue.state(job)) is not None}
+    waiting = [job for job, state in states.items() if state is JobState.PENDING]
     for job in waiting:  # first: one of a chain would begin as the other ends
-        slurm.cancel(job)
+        queue.cancel(job)
     for job in states.keys() - set(waiting):
-        slurm.ask_to_stop(job)
+        queue.ask_to_stop(job)
     return f"job{'s' if len(waiting) != 1 else ''} {', '.join(waiting)}"
 
 
 def _wait_for_end(run_dir: Path, record: RunRecord | None, seconds: float) -> bool:
-    every = _ASK_EVERY_SECONDS if record is not None and record.transport == "slurm" else _LOOK_EVERY_SECONDS
+    queue = None if record is None else queue_of(record)
+    every = _LOOK_EVERY_SECONDS if queue is None else queue.poll_seconds
     deadline = time.monotonic() + seconds
     while state_of_run(run_dir, RunRecord.read(run_dir), time.time()) == "running":
         if time.monotonic() > deadline:

@@ -4,22 +4,22 @@ Same transport, shell, folder, modules, container and Python: what the probe fin
 """
 
 import contextlib
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dstrain.base.processes import run
 from dstrain.preflight.probe import Facts, Questions, heard
+from dstrain.transport.channel import Channel
 from dstrain.transport.command import Cluster
 from dstrain.transport.node_script import python_script, user_environment
-from dstrain.transport.transport import Channel, local_channels, slurm_channels, ssh_channels
+from dstrain.transport.transport import TRANSPORTS
 
 TIMEOUT_SECONDS = 90.0
-SSH_FAILED = 255
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Answer:
 
     host: str
     facts: Facts | None
-    exit_code: int
+    exit_code: int | None  # None: it has not ended in time, or could not be started
     last_words: str
     asked_unix: float
     answered_unix: float
@@ -56,12 +56,7 @@ def ask(cluster: Cluster, questions: Questions, spare_hosts: Sequence[str] = ())
         ["-m", "dstrain.preflight.probe", questions.as_word()],
         '"$1" </dev/null',
     )
-    if cluster.transport == "ssh":
-        channels = ssh_channels(hosts, cluster.lost_after_seconds)
-    elif cluster.transport == "slurm":
-        channels = slurm_channels(hosts, cluster.cpus_per_task)
-    else:
-        channels = local_channels()
+    channels = TRANSPORTS[cluster.transport].probes(replace(cluster, hosts=hosts))
     with ThreadPoolExecutor(max_workers=64) as pool:
         tasks = [pool.submit(_ask, hosts, channel, script) for channel in channels]
         return [answer for task in tasks for answer in task.result()]
@@ -70,19 +65,15 @@ def ask(cluster: Cluster, questions: Questions, spare_hosts: Sequence[str] = ())
 def _ask(hosts: Sequence[str], channel: Channel, script: str) -> list[Answer]:
     """The answers of the nodes behind one channel."""
     asked = time.time()
+    code: int | None = None
+    output = errors = ""
     try:
-        done = subprocess.run(
-            channel.arguments, input=script.encode(), capture_output=True, timeout=TIMEOUT_SECONDS, check=False
-        )
-        code, output, errors = (
-            done.returncode,
-            done.stdout.decode(errors="replace"),
-            done.stderr.decode(errors="replace"),
-        )
-    except subprocess.TimeoutExpired:
-        code, output, errors = SSH_FAILED, "", f"no answer within {TIMEOUT_SECONDS:.0f} s"
+        done = run(channel.arguments, given=script.encode(), timeout_seconds=TIMEOUT_SECONDS)
+        code, output, errors = done.exit_code, done.output, done.errors
+    except TimeoutError:
+        errors = f"no answer within {TIMEOUT_SECONDS:.0f} s"
     except OSError as error:
-        code, output, errors = SSH_FAILED, "", f"{channel.arguments[0]}: {error.strerror}"
+        errors = f"{channel.arguments[0]}: {error.strerror}"
     answered = time.time()
     found = heard(output)
     words = [line.strip() for line in errors.splitlines() if line.strip()]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from dstrain.preflight.ask import SSH_FAILED, Answer
+from dstrain.preflight.ask import Answer
 from dstrain.preflight.probe import Facts
+from dstrain.transport.transport import TRANSPORTS
 
 CLOCK_TOLERANCE_SECONDS = 5.0  # verdicts compare times of different hosts
 SHM_NEEDED_BYTES, SHM_WANTED_BYTES = 8 << 20, 64 << 20  # for each rank: NCCL's buffers between the GPUs of a node
@@ -45,7 +46,7 @@ class Finding:
 class Wanted:
     """What the run will need."""
 
-    transport: Literal["local", "ssh", "slurm"] = "local"
+    transport: str = "local"
     python: str = "python"
     nodes: int = 1  # without spare ones
     ranks: int = 1  # of each node
@@ -97,9 +98,10 @@ def _answer_problems(nodes: Nodes) -> Problems:
     for answer in nodes.answers:
         if answer.facts is not None:
             continue
-        if nodes.wanted.transport == "ssh" and answer.exit_code == SSH_FAILED:
-            remedy = f"try `ssh {answer.host} true`; it must work without a question"
-            yield "error", answer.host, f"cannot be reached: {answer.last_words or 'ssh failed'}", remedy
+        transport = TRANSPORTS[nodes.wanted.transport]
+        if transport.lost_codes and (answer.exit_code is None or answer.exit_code in transport.lost_codes):
+            words = answer.last_words or f"{nodes.wanted.transport} failed"
+            yield "error", answer.host, f"cannot be reached: {words}", transport.reach_remedy(answer.host)
         else:
             remedy = "the profile's folder, modules, venv and container have to be there"
             words = f"{nodes.wanted.python} does not run there: {answer.last_words or 'no answer'}"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Self
 
-from dstrain.base.durations import parse_slurm_limit
 from dstrain.preflight.checks import Finding, Problems
 from dstrain.rundir.timings import Timings, p99
 from dstrain.transport.profile import Profile
+from dstrain.transport.transport import TRANSPORTS
 
 CHECK = "launch"
 # Variables that libraries of a rank act on. Set in a shell, they are easily believed to reach the ranks.
@@ -49,7 +49,7 @@ def lint(
         environment: of the shell that `dstrain run` is to be called from.
         shutdown_timeout_seconds: from the word to stop to the killing of ranks.
         durations: of a step and a save, where they are known.
-        kill_wait_seconds: SLURM's, where it is known.
+        kill_wait_seconds: from a scheduler's word to stop to its killing, where it is known.
     """
     problems = [
         *_container_problems(profile),
@@ -114,17 +114,9 @@ def _time_problems(
     if timeout < needed:
         words = f"ranks are killed {timeout} s after the word to stop, and a step and a save {source} {needed:.0f} s"
         yield "error", None, words, f"set shutdown_timeout_seconds to at least {2 * needed:.0f}"
-    if profile.slurm is None:
-        return
-    limit = None if profile.slurm.time is None else parse_slurm_limit(profile.slurm.time)
-    if limit is not None and limit / 3 < needed:
-        kept = f"a third of slurm.time ({limit / 3:.0f} s) is kept for the end"
-        words = f"{kept}, and a step and a save {source} {needed:.0f} s"
-        yield "error", None, words, "ask for more time"
-    if kill_wait_seconds is not None and kill_wait_seconds < needed:
-        kills = f"SLURM kills {kill_wait_seconds} s after `scancel` or preemption (KillWait)"
-        words = f"{kills}, and a step and a save {source} {needed:.0f} s"
-        yield "warning", None, words, "stop it with `scancel --batch --signal=USR1 JOB`; set GraceTime for preemption"
+    transport = TRANSPORTS[profile.transport]
+    for level, words, remedy in transport.objections(profile, needed, source, kill_wait_seconds):
+        yield level, None, words, remedy
 
 
 def _variable_problems(profile: Profile, environment: Mapping[str, str]) -> Problems:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dstrain.base.devices import count_devices
 from dstrain.base.phases import RankPhase
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dstrain.plan import batch_plan
@@ -30,7 +31,6 @@ from dstrain.proof.trial import Trial, TrialError, trial_recipe
 from dstrain.proof.verify_resume import TOLERANCES, empty_folder, topology, value_objections
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
-from dstrain.supervise.local import devices
 
 STEPS_OF_A_FAULT = 16
 SHORTEST_STEP_SECONDS = 0.05
@@ -236,7 +236,7 @@ def _compare(course: Course, outcome: Outcome, reference: Path, since: int) -> N
     if distance.other_counters:
         outcome.notes.append(f"other {', '.join(distance.other_counters)} in the checkpoint of step {step}")
     outcome.bit_equal = distance.values_equal and distance.first_other_rows is None
-    outcome.notes += value_objections(distance, TOLERANCES[course.recipe.train.precision] if devices() else None)
+    outcome.notes += value_objections(distance, TOLERANCES[course.recipe.train.precision] if count_devices() else None)
 
 
 def verdict_objections(expected: Any, verdict: dict[str, Any] | None, rank: int) -> list[str]:

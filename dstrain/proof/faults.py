@@ -6,7 +6,6 @@ is ordered from `dstrain.proof.fault_entry`.
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from dstrain.base.phases import RankPhase
+from dstrain.base.processes import run
 from dstrain.checkpoint.commit import LATEST
 from dstrain.data.stream import WORKER_PROGRAM
 from dstrain.errors import EXIT_RESTART_ME, EXIT_USER_ERROR
@@ -146,7 +146,7 @@ def _needs_shards(course: Course) -> str | None:
 def can_mount() -> bool:
     """Whether a process may have a mount table of its own here."""
     program = "from dstrain.proof.fault_entry import private_mounts; private_mounts()"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+    return run([sys.executable, "-c", program]).exit_code == 0
 
 
 # ---------------------------------------------------------------- the catalogue

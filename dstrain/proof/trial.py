@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dstrain.base.devices import count_devices
 from dstrain.base.environment import for_child
+from dstrain.base.processes import Process, start
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder
 from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.errors import UserError
@@ -21,7 +22,6 @@ from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.recipe.training import PhaseSchedule, Schedule
 from dstrain.rundir.run_folder import attempt_folder, next_attempt
-from dstrain.supervise.local import devices
 
 POLL_SECONDS = 0.002  # steps of tiny models take hardly longer
 LOG_LINES_SHOWN = 12
@@ -105,7 +105,7 @@ class Trial:
     run_dir: Path
     entry: str | None = None  # what ranks call instead of training
     joins: Path | None = None  # a control group
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
 
     def start(self, ranks: int, overrides: Sequence[str] = ()) -> None:
         """Start `dstrain run`, or start it again. Ranks have a device each, or all are on the CPU."""
@@ -117,11 +117,9 @@ class Trial:
         command += [] if self.entry is None else ["--entry", self.entry]
         if self.joins is not None:
             command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.joins / "cgroup.procs"), *command]
-        hidden = {} if devices() >= ranks else {"CUDA_VISIBLE_DEVICES": ""}
+        hidden = {} if count_devices() >= ranks else {"CUDA_VISIBLE_DEVICES": ""}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=for_child(hidden)
-            )
+            self.process = start(command, environment=for_child(hidden), output=log)
 
     def finish(self, *, expected: int) -> None:
         """Wait for the command to end. Raises TrialError if its exit code is another one."""

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dstrain.base.devices import count_devices
 from dstrain.checkpoint.distance import Distance
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, UserError
 from dstrain.plan import batch_plan
@@ -26,7 +27,6 @@ from dstrain.proof.run_distance import RunDistance, run_distance
 from dstrain.proof.trial import Trial, TrialError, dropout_rates, trial_recipe
 from dstrain.recipe.load import load_recipe
 from dstrain.recipe.schema import Recipe
-from dstrain.supervise.local import devices
 
 _SHORTEST_STEP_SECONDS = 0.25  # of a run that is stopped more than once: tiny models would be through before
 Say = Callable[[str], None]
@@ -189,7 +189,7 @@ def _judged(
     objections = []
     if not distance.same_rows:
         objections.append(_row_objection(distance))
-    exact = not other_topology and not devices()  # kernels of GPUs may add in any order
+    exact = not other_topology and not count_devices()  # kernels of GPUs may add in any order
     if values:
         objections += value_objections(distance, None if exact else TOLERANCES[plan.recipe.train.precision])
     return Verdict(interruption, resumed, distance, objections, note)

@@ -24,20 +24,13 @@ from dstrain.rundir.attempt_files import keep_reserve, read_status, write_json
 from dstrain.rundir.goodput import ENDED_FILE
 from dstrain.rundir.run_folder import attempt_folder, newest_checkpoint, newest_checkpoint_step
 from dstrain.rundir.timings import Timings
-from dstrain.supervise.fan_out import FanOut
 from dstrain.supervise.fence import wait_for_silent_nodes
-from dstrain.supervise.launchers import Launcher, end_all
 from dstrain.transport.command import Cluster, Job, command, record, rendezvous, with_users_choice
 from dstrain.transport.control import BEAT_EVERY_SECONDS
+from dstrain.transport.launchers import Launcher, end_all, launcher_log
 from dstrain.transport.node_script import AttemptPlan, node_script
 from dstrain.transport.stops import Stops
-from dstrain.transport.transport import (
-    Channel,
-    local_channels,
-    pdsh_channel,
-    slurm_channels,
-    ssh_channels,
-)
+from dstrain.transport.transport import TRANSPORTS
 
 POLL_SECONDS = 0.25
 AGENT_GRACE_SECONDS = 60.0  # for a launcher that has not ended after its own shutdown timeout
@@ -106,7 +99,7 @@ def run_attempt(job: Job, number: int, stops: Stops, progress: RunProgress) -> E
             words = "ended without an outcome"
             failures.append(RankFailure(None, host, ends[0].exit_code, time.time(), message=words, step=step))
 
-    if result != "done" and job.cluster is not None and job.cluster.transport == "ssh":
+    if result != "done" and job.cluster is not None and TRANSPORTS[job.cluster.transport].loses_connections:
         wait_for_silent_nodes(folder, ends, 2.0 * job.cluster.lost_after_seconds, stops, progress)
     with contextlib.suppress(OSError):  # the account is less exact without it
         write_json(folder / ENDED_FILE, {"result": result, "ended_unix": time.time(), "status": status})
@@ -136,34 +129,19 @@ def start(job: Job, number: int, checkpoint_before: int | None, began_unix: floa
         launch = with_users_choice(launch, environment.variables())
         content = record(launch, environment.variables(), str(Path.cwd()))
         write_json(folder / "command.json", {**content, **known})
-        log, is_rank = evidence.launcher_log(folder, host), job.ranks == 1
+        log, is_rank = launcher_log(folder, host), job.ranks == 1
         return [Launcher({0: host}, launch.arguments, environment.for_child(launch.environment), log, is_rank=is_rank)]
 
     hosts = job.cluster.hosts
-    through = channels(job.cluster)
+    through = TRANSPORTS[job.cluster.transport].channels(job.cluster)
     shown = node_script(attempt_plan(job, job.cluster, number, redacted_values(job.cluster)))
     content = {"commands": [list(channel.arguments) for channel in through], "node_script": shown.splitlines()}
     write_json(folder / "command.json", {**content, **known})
     script = node_script(attempt_plan(job, job.cluster, number, job.cluster.settings.passed))
     started: list[Launcher] = []
     for channel in through:
-        to = {node: hosts[node] for node in channel.nodes}
-        if channel.has_pipes:
-            started.append(FanOut(to, channel.arguments, folder, script))
-            continue
-        log = evidence.launcher_log(folder, hosts[channel.nodes[0]])
-        started.append(Launcher(to, channel.arguments, environment.variables(), log, script))
+        started.append(channel.start({node: hosts[node] for node in channel.nodes}, folder, script))
     return started
-
-
-def channels(cluster: Cluster) -> tuple[Channel, ...]:
-    """The ways to all nodes."""
-    if cluster.transport == "ssh":
-        connect = pdsh_channel if cluster.launcher == "pdsh" else ssh_channels
-        return connect(cluster.hosts, cluster.lost_after_seconds)
-    if cluster.transport == "slurm":
-        return slurm_channels(cluster.hosts, cluster.cpus_per_task)
-    return local_channels()
 
 
 def attempt_plan(job: Job, cluster: Cluster, number: int, passed: Mapping[str, str]) -> AttemptPlan:

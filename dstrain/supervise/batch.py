@@ -1,9 +1,10 @@
-"""The supervisor inside a SLURM job, on its first node: what the batch script becomes.
+"""The supervisor inside a queue's job, on its first node: what the batch script becomes.
 
     python -m dstrain.supervise.batch --run-dir DIR --code DIGEST
 
-It starts the nodes of the allocation with srun and supervises them as everywhere. Before the time limit, or when SLURM
-sends its warning, ranks save at the next step boundary; once that is committed, the job goes back into the queue.
+It starts the nodes of the job through the transport and supervises them as everywhere. Before the time limit, or when
+the scheduler sends its warning, ranks save at the next step boundary; once that is committed, the job goes back into
+the queue.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dstrain.base import environment
 from dstrain.base.code_digest import code_digest
 from dstrain.checkpoint.store_owner import owned_store
 from dstrain.diagnose import evidence
@@ -28,11 +28,11 @@ from dstrain.recipe.schema import Recipe
 from dstrain.rundir.run_folder import attempt_folder, exclusive, newest_checkpoint_step, next_attempt
 from dstrain.rundir.timings import Timings
 from dstrain.supervise.supervise import supervise
-from dstrain.transport import slurm
-from dstrain.transport.cluster import node_settings, nodes_in_words, stop_timeout_seconds, usable_nodes
-from dstrain.transport.command import Cluster, Job
+from dstrain.transport.cluster import make_cluster, nodes_in_words, stop_timeout_seconds, usable_nodes
+from dstrain.transport.command import Job
 from dstrain.transport.stops import Stops
-from dstrain.transport.submission import Submission, requeues
+from dstrain.transport.submission import Submission
+from dstrain.transport.transport import TRANSPORTS, Queue
 
 LOCK_PATIENCE_SECONDS = 60.0  # the supervisor of a node that died may hold the folder for a moment
 
@@ -40,7 +40,7 @@ LOCK_PATIENCE_SECONDS = 60.0  # the supervisor of a node that died may hold the 
 def main(argv: Sequence[str] | None = None) -> int:
     """Supervise the job's nodes; the exit code is that of `supervise`."""
     parser = argparse.ArgumentParser(
-        prog="python -m dstrain.supervise.batch", description="supervise a SLURM job's nodes"
+        prog="python -m dstrain.supervise.batch", description="supervise the nodes of a queue's job"
     )
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--code", required=True, help="digest of the source that was submitted")
@@ -48,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     stops = Stops()
     try:
         with stops.listening():
-            job = environment.slurm_job()
+            submission = Submission.read(arguments.run_dir)
+            job = queue_of(submission).current_job()
             if job is None:
-                raise UserError("SLURM_JOB_ID is not set: this is no SLURM job; start the run with `dstrain run --on`")
-            return run(Submission.read(arguments.run_dir), arguments.code, job, stops)
+                raise UserError(f"this is not inside of a job of transport: {submission.profile.transport}")
+            return run(submission, arguments.code, job, stops)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
     """One job's part of the run."""
-    run_dir = submission.run_dir
+    run_dir, queue = submission.run_dir, queue_of(submission)
     with patient(run_dir, LOCK_PATIENCE_SECONDS):
         if code != (found := code_digest()):
             close_record(run_dir, EXIT_USER_ERROR)
@@ -75,8 +76,8 @@ def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
             close_record(run_dir, EXIT_FAILURE)
             return EXIT_FAILURE
         recipe = load_recipe(run_dir / "recipe.yaml").recipe
-        hosts = slurm.hosts_of_job()
-        job = replace(job_on(submission, recipe, hosts, slurm.seconds_left_of_job(job_id)), scheduler_job=job_id)
+        hosts = [host.name for host in TRANSPORTS[submission.profile.transport].hosts(submission.profile)]
+        job = replace(job_on(submission, recipe, hosts, queue.seconds_left(job_id)), scheduler_job=job_id)
         if (said := nodes_in_words(submission.nodes, len(hosts), job.world // job.ranks)) is not None:
             print(f"{submission.name}: {said}", file=sys.stderr)
         # What a lost node means is left to the supervisor, which goes back into the queue.
@@ -87,27 +88,26 @@ def run(submission: Submission, code: str, job_id: str, stops: Stops) -> int:
             raise
         with owned_store(run_dir), RunProgress(sys.stderr, submission.name) as progress:
             exit_code = supervise(job, progress, stops)
-    # Not after SIGTERM: that is `scancel`, or SLURM which requeues by itself.
-    if exit_code == EXIT_RESTART_ME and requeues(submission) and stops.signal != "SIGTERM":
+    # Not after SIGTERM: that is `dstrain stop`, or a scheduler which requeues by itself.
+    if exit_code == EXIT_RESTART_ME and queue.requeues(submission) and stops.signal != "SIGTERM":
         print(f"{submission.name}: back into the queue", file=sys.stderr, flush=True)
-        slurm.requeue(job_id)
+        queue.requeue(job_id)
     return exit_code
+
+
+def queue_of(submission: Submission) -> Queue:
+    """The queue that a run was handed over to."""
+    queue = TRANSPORTS.named(submission.profile.transport, "transport").queue
+    assert queue is not None
+    return queue
 
 
 def job_on(submission: Submission, recipe: Recipe, hosts: Sequence[str], seconds_left: float | None) -> Job:
     """The run on what the allocation has: as many of its nodes as there are rows for."""
     count = usable_nodes(recipe, submission.ranks, submission.nodes[0], len(hosts))
     profile = submission.profile
-    assert profile.slurm is not None
     timings = Timings.read(submission.run_dir)
-    cluster = Cluster(
-        transport="slurm",
-        hosts=tuple(hosts[:count]),
-        settings=node_settings(profile, submission.folder, environment.variables()),
-        rendezvous_port=profile.network.rendezvous_port,
-        cpus_per_task=profile.slurm.cpus_per_task,
-        code=submission.code,
-    )
+    cluster = make_cluster(profile, hosts[:count], submission.folder, submission.code)
     return Job(
         name=submission.name,
         run_dir=submission.run_dir,
@@ -117,7 +117,7 @@ def job_on(submission: Submission, recipe: Recipe, hosts: Sequence[str], seconds
         cluster=cluster,
         on_hang=profile.on_hang,
         ends_unix=None if seconds_left is None else time.time() + seconds_left,
-        can_be_moved=requeues(submission),
+        can_be_moved=queue_of(submission).requeues(submission),
     )
 
 

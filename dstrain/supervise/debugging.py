@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from dstrain.base import environment
 from dstrain.base.ports import free_port
-from dstrain.base.processes import ATTEMPT_MARK, end_marked
+from dstrain.base.processes import ATTEMPT_MARK, Process, end_marked, start
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.observe.debug_text import ORDERS, REPORT, report_text
 from dstrain.plan import batch_plan
@@ -128,16 +127,16 @@ def as_shell(rank: Rank) -> str:
 def _run(ranks: Sequence[Rank], folder: Path) -> int:
     """Start them, stay until all have ended, and leave none."""
     stops, passed_on = Stops(), False
-    started: dict[int, subprocess.Popen[bytes]] = {}
+    started: dict[int, Process] = {}
     terminal = next(rank.number for rank in ranks if rank.has_terminal)
     with stops.listening():  # Ctrl-C reaches the rank with the terminal by itself
         try:
             for rank in ranks:
-                started[rank.number] = subprocess.Popen(
+                started[rank.number] = start(
                     [*rank.arguments, "--parent-pid", str(os.getpid())],
-                    env=environment.for_child(rank.environment),
-                    stdin=None if rank.has_terminal else subprocess.DEVNULL,
-                    start_new_session=not rank.has_terminal,
+                    environment=environment.for_child(rank.environment),
+                    stdin="inherited" if rank.has_terminal else "nothing",
+                    own_session=not rank.has_terminal,
                 )
             ended_at = None
             while any(process.poll() is None for process in started.values()):

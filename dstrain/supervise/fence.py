@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dstrain.diagnose import evidence
-from dstrain.diagnose.evidence import SSH_FAILED, LauncherEnd
 from dstrain.observe.progress import RunProgress
+from dstrain.transport.launchers import LauncherEnd
 from dstrain.transport.stops import Stops
 
 _MARGIN_SECONDS = 3.0  # for the agent to kill its ranks
@@ -19,7 +19,7 @@ _MARGIN_SECONDS = 3.0  # for the agent to kill its ranks
 def silent_nodes(attempt_folder: Path, ends: Sequence[LauncherEnd]) -> dict[int, str]:
     """Nodes, by their numbers, whose connection was lost and whose agent has not said yet that all has ended there."""
     reports = evidence.agent_reports(attempt_folder)
-    lost = {node: host for end in ends if end.exit_code == SSH_FAILED for node, host in end.hosts.items()}
+    lost = {node: host for end in ends if end.is_lost for node, host in end.hosts.items()}
     return {node: host for node, host in lost.items() if node not in reports or reports[node].get("is_ending")}
 
 

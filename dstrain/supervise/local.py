@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from dstrain.base import environment
+from dstrain.base.devices import count_devices
 from dstrain.base.ports import free_port
 from dstrain.checkpoint.store_owner import owned_store
-from dstrain.diagnose.flight_recorder import has_devices
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.observe.progress import RunProgress
 from dstrain.plan import batch_plan
@@ -33,7 +32,7 @@ def run_command(args: argparse.Namespace) -> int:
         UserError: the recipe, the number of processes, or the run folder cannot be used.
     """
     recipe = load_recipe(args.recipe, args.overrides).recipe
-    ranks = args.procs_per_node or devices() or 1
+    ranks = args.procs_per_node or count_devices() or 1
     batch = batch_plan(recipe, ranks)
     run_dir = run_folder(args, recipe)
     job = Job(recipe.name, run_dir, ranks, args.max_restarts, entry=args.entry or TRAINING)
@@ -92,12 +91,3 @@ def dry_run(job: Job) -> str:
     launch = with_users_choice(launch, environment.variables())
     heading = f"attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"
     return f"{shell_comment(heading)}\n{launch.as_shell()}"
-
-
-def devices() -> int:
-    """How many CUDA devices torch sees here; 0 without a driver, found without importing torch."""
-    if not has_devices():
-        return 0
-    ask = "import torch; print(torch.cuda.device_count())"  # in a process of its own: it knows masks and partitions
-    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
-    return int(answer.stdout)

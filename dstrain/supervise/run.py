@@ -1,13 +1,11 @@
 """`dstrain run`: everything that can be wrong is found before a process is started.
 
-without --on     this machine, in the environment of the command       dstrain.supervise.local
-transport local  this machine, in the environment that the profile says
-transport ssh    supervised from here
-transport slurm  handed to SLURM; supervised from the job's first node  dstrain.supervise.batch
+without --on                 this machine, in the environment of the command          dstrain.supervise.local
+a transport without a queue  supervised from here, in the environment that the profile says
+a transport with a queue     handed over to it; supervised from the job's first node   dstrain.supervise.batch
 """
 
 import argparse
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +23,9 @@ from dstrain.rundir.prepare import check_recipe, open_corpus, write_recipe
 from dstrain.rundir.run_folder import TRAINING, exclusive, newest_checkpoint, next_attempt
 from dstrain.rundir.timings import Timings
 from dstrain.supervise import debugging, local
-from dstrain.supervise.attempt import attempt_plan, channels, redacted_values
-from dstrain.transport import slurm
+from dstrain.supervise.attempt import attempt_plan, redacted_values
 from dstrain.transport.cluster import (
     hosts_of,
-    listed_hosts,
     make_cluster,
     node_settings,
     nodes_in_words,
@@ -41,7 +37,8 @@ from dstrain.transport.cluster import (
 from dstrain.transport.command import Cluster, Job, shell_comment
 from dstrain.transport.node_script import node_script
 from dstrain.transport.profile import Profile, load_profile, parse_nodes
-from dstrain.transport.submission import FILE_NAME, LOG_NAME, Submission, sbatch_script
+from dstrain.transport.submission import FILE_NAME, Submission
+from dstrain.transport.transport import TRANSPORTS, Queue, queue_names
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -62,44 +59,41 @@ def run_command(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, profile.with_overrides(args.overrides)).recipe
     run_dir = local.run_folder(args, recipe).resolve()
     nodes = profile.node_range if args.nodes is None else parse_nodes(args.nodes)
-    if args.chain is not None and (profile.transport != "slurm" or args.chain < 1):
-        raise UserError(f"--chain {args.chain} is for transport: slurm, and at least 1")
+    transport = TRANSPORTS[profile.transport]
+    if args.chain is not None and (transport.queue is None or args.chain < 1):
+        raise UserError(f"--chain {args.chain} is for transport: {' or '.join(queue_names())}, and at least 1")
     if profile.debug is not None:
         return debugging.debug_command(args, profile, recipe)
     check_recipe(run_dir, recipe, args.allow)
     if args.pdb is not None:
         raise UserError(f"--pdb {args.pdb} needs a profile with a `debug` section, as in --on launch/debug.yaml")
     check_profile(profile, Timings.read(run_dir))
-    if profile.transport == "slurm":
-        return _submit(args, profile, recipe, run_dir, nodes)
+    if transport.queue is not None:
+        return _submit(args, profile, recipe, run_dir, nodes, transport.queue)
     return _supervise(args, profile, recipe, run_dir, nodes)
 
 
-# ---------------------------------------------------------------- from here: this machine, and ssh
+# ---------------------------------------------------------------- from here
 
 
 def _supervise(
     args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir: Path, nodes: tuple[int, int]
 ) -> int:
     ranks = args.procs_per_node or profile.procs_per_node
-    said = None
-    if profile.transport == "ssh":
-        hosts, ranks = hosts_of(profile, recipe, nodes, ranks)
-        said = nodes_in_words(nodes, len(listed_hosts(profile)), len(hosts))
-    else:
-        if nodes != (1, 1):
-            raise UserError(f"--nodes {args.nodes}: transport: local is one node; use a profile with ssh or slurm")
-        hosts, ranks = [socket.gethostname()], ranks or local.devices() or 1
+    transport = TRANSPORTS[profile.transport]
+    if transport.most_nodes is not None and nodes[1] > transport.most_nodes:
+        limit = "one node" if transport.most_nodes == 1 else f"at most {transport.most_nodes} nodes"
+        raise UserError(
+            f"--nodes {args.nodes}: transport: {profile.transport} is {limit}; use a profile with ssh or slurm"
+        )
+    hosts, ranks = hosts_of(profile, recipe, nodes, ranks)
+    listed = transport.hosts(profile)
+    said = nodes_in_words(nodes, len(listed), len(hosts))
     cluster = make_cluster(profile, hosts)
     timeout = stop_timeout_seconds(profile, Timings.read(run_dir))
     job = Job(recipe.name, run_dir, ranks, args.max_restarts, timeout, args.entry or TRAINING, cluster)
-    job = replace(job, on_hang=profile.on_hang)
-    if profile.transport == "ssh":
-        job = replace(
-            job,
-            node_range=(nodes[0], len(hosts)),
-            spare_hosts=spare_hosts(listed_hosts(profile), hosts, ranks),
-        )
+    spare = spare_hosts(listed, hosts, ranks)
+    job = replace(job, on_hang=profile.on_hang, node_range=(nodes[0], len(hosts)), spare_hosts=spare)
     batch = batch_plan(recipe, job.world)
     if args.dry_run:
         print(shell_comment(f"{batch}\n{said or ''}"))
@@ -114,16 +108,18 @@ def dry_run(job: Job, cluster: Cluster) -> str:
     heading = f"attempt {attempt}, {newest_checkpoint(job.run_dir)}; the ranks read {job.run_dir / 'recipe.yaml'}"
     lines = [shell_comment(heading)]
     script = node_script(attempt_plan(job, cluster, attempt, redacted_values(cluster)))
-    for channel in channels(cluster):
+    for channel in TRANSPORTS[cluster.transport].channels(cluster):
         lines += [f"# node {node}: {cluster.hosts[node]}" for node in channel.nodes]
         lines.append(channel.as_shell(script))
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- through SLURM
+# ---------------------------------------------------------------- through a queue
 
 
-def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir: Path, nodes: tuple[int, int]) -> int:
+def _submit(
+    args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir: Path, nodes: tuple[int, int], queue: Queue
+) -> int:
     ranks = args.procs_per_node or profile.procs_per_node
     if ranks is None:
         raise UserError(
@@ -144,7 +140,7 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
     )
     node_settings(profile, submission.folder, environment.variables())  # are all variables there?
     timings = Timings.read(run_dir)
-    script = sbatch_script(submission, timings.lead_seconds())
+    script = queue.script(submission, timings.lead_seconds())
     if args.dry_run:
         print(script, end="")
         return EXIT_DONE
@@ -155,16 +151,15 @@ def _submit(args: argparse.Namespace, profile: Profile, recipe: Recipe, run_dir:
         open_corpus(recipe)
         write_recipe(run_dir, recipe, args.allow)
         write_json(run_dir / FILE_NAME, submission.as_json())
-        (run_dir / "slurm.sbatch").write_text(script)
+        (run_dir / queue.script_name).write_text(script)
         for _ in range(args.chain or 1):
-            jobs.append(slurm.submit(run_dir / "slurm.sbatch"))
+            jobs.append(queue.submit(run_dir / queue.script_name))
             span = "–".join(str(count) for count in dict.fromkeys(submission.nodes))
-            print(
-                f"{recipe.name}: submitted as job {jobs[-1]}, {span} nodes of {ranks} ranks; see {run_dir / LOG_NAME}"
-            )
+            words = f"submitted as job {jobs[-1]}, {span} nodes of {ranks} ranks; see {run_dir / queue.log_name}"
+            print(f"{recipe.name}: {words}")
         RunRecord(  # before a job can begin: it waits for the lock
             name=recipe.name,
-            transport="slurm",
+            transport=profile.transport,
             host=None,
             pid=None,
             hosts=(),

@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from dstrain.base.devices import count_devices
 from dstrain.base.environment import for_child
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, RecipeError, UserError
 from dstrain.recipe.load import load_recipe
@@ -22,7 +23,6 @@ from dstrain.recipe.show import resolved_yaml
 from dstrain.recipe.sweep import Sweep, assignments, keys_of, values_to_try
 from dstrain.report.runs import spreads, summarize_run
 from dstrain.report.text import spread_text
-from dstrain.supervise.local import devices
 from dstrain.sweep.array import submit_array
 from dstrain.sweep.repeat import fixed_split, repeats, report_repeats
 from dstrain.sweep.study import by_values, finished, open_study, planned_trials, trial_folder
@@ -62,7 +62,7 @@ def sweep_command(args: Namespace) -> int:
     shared = args.worker is not None
     studies = [open_study(folder, sweep, identity, shared=shared) for _ in range(args.jobs)]
     options = ["--max-restarts", str(args.max_restarts)]
-    ranks = args.procs_per_node or (max(1, devices() // args.jobs) if args.jobs > 1 and devices() else None)
+    ranks = args.procs_per_node or (max(1, count_devices() // args.jobs) if args.jobs > 1 and count_devices() else None)
     options += ["--procs-per-node", str(ranks)] if ranks else []
     say = _say_to_stderr if args.json else print
     keeps_best = loaded.recipe.early_stopping is not None
@@ -104,7 +104,7 @@ def job_environment(job: int, jobs: int, ranks: int) -> dict[str, str]:
     """The environment of one worker's runs: with several workers, its share of the devices and of the cores."""
     environment = for_child()
     if jobs > 1:
-        count = devices()
+        count = count_devices()
         if count:
             mine = [str((job * ranks + index) % count) for index in range(ranks)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)

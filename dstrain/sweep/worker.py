@@ -1,7 +1,6 @@
 """A worker of a sweep: takes a trial, runs `dstrain run` for it, reports its evaluations, and ends what is hopeless."""
 
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
+from dstrain.base.processes import start
 from dstrain.errors import EXIT_DONE, EXIT_RESTART_ME, UserError
 from dstrain.recipe.sweep import Sweep, assignments
 from dstrain.report.runs import LoggedMetrics, read_metrics
@@ -74,9 +74,7 @@ def _run(sweeping: Sweeping, study: optuna.Study, taken: TakenTrial, environment
     pruned = False
     with log.open("ab") as output:
         # A session of its own: Ctrl-C in the terminal is for the sweep, which then stops its runs.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
-        )
+        process = start(command, environment=environment, output=output, own_session=True)
         try:
             reported = 0
             while process.poll() is None:

@@ -1,12 +1,8 @@
 """From a profile to the nodes of a run: which hosts, how many of them, and what is set up on each."""
 
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from dstrain.base.code_digest import code_digest
 from dstrain.base.environment import variables, working_folder
@@ -15,9 +11,10 @@ from dstrain.plan import batch_plan, most_ranks
 from dstrain.recipe.schema import Recipe
 from dstrain.rundir.timings import Timings
 from dstrain.transport.command import Cluster
-from dstrain.transport.hostfile import Host, read_hostfile
-from dstrain.transport.node_script import NodeSettings
+from dstrain.transport.hostfile import Host
+from dstrain.transport.node_script import LOST_AFTER_SECONDS, NodeSettings
 from dstrain.transport.profile import Profile
+from dstrain.transport.transport import TRANSPORTS
 
 SHUTDOWN_TIMEOUT_SECONDS = 600  # from the word to stop to the killing of ranks
 _END_SECONDS = 10.0  # between the last rank's end and that of a job
@@ -43,55 +40,28 @@ def nodes_in_words(asked: tuple[int, int], there: int, used: int) -> str | None:
 
 
 def hosts_of(profile: Profile, recipe: Recipe, nodes: tuple[int, int], ranks: int | None) -> tuple[list[str], int]:
-    """The hosts of an ssh run, and how many ranks each gets.
+    """The hosts of a run that is supervised from here, and how many ranks each gets.
 
     Args:
-        profile: names the host file.
+        profile: says which hosts there are.
         recipe: decides how many ranks there may be.
         nodes: fewest and most.
         ranks: of each host; None takes the hosts' slots.
 
     Raises:
-        UserError: the host file cannot be used, or has too few hosts or slots.
+        UserError: the hosts cannot be told, or there are too few hosts or slots.
     """
-    assert profile.hosts is not None
-    file, hosts = Path(profile.hosts.file).expanduser(), listed_hosts(profile)
+    transport = TRANSPORTS[profile.transport]
+    hosts = transport.hosts(profile)
     if len(hosts) < nodes[0]:
-        raise UserError(f"{nodes[0]} nodes are asked for, and {file} has {len(hosts)} after the filters; add hosts")
-    return choose_hosts(hosts, recipe, nodes, ranks)
-
-
-def listed_hosts(profile: Profile) -> Sequence[Host]:
-    """The hosts of the profile's host file, after its filters. Raises UserError."""
-    assert profile.hosts is not None
-    return read_hostfile(Path(profile.hosts.file).expanduser(), profile.hosts.include, profile.hosts.exclude)
+        words = f"{nodes[0]} nodes are asked for, and {transport.hosts_place(profile)} has {len(hosts)}"
+        raise UserError(f"{words} after the filters; add hosts")
+    return choose_hosts(hosts, recipe, nodes, ranks or transport.ranks_of_node())
 
 
 def spare_hosts(listed: Sequence[Host], used: Sequence[str], ranks: int) -> tuple[str, ...]:
     """Those with slots enough that a run does not use: they can stand in for one that is lost."""
-    return tuple(host.name for host in listed if host.name not in used and host.slots >= ranks)
-
-
-def ssh_launcher(profile: Profile) -> Literal["openssh", "pdsh"]:
-    """What starts the connections to the hosts: pdsh, where it is wanted or else installed.
-
-    Raises:
-        UserError: the profile wants pdsh, and it is not here or cannot start other programs than its own.
-    """
-    assert profile.hosts is not None
-    wanted = profile.hosts.launcher
-    if wanted == "openssh":
-        return wanted
-    if shutil.which("pdsh") is None:
-        missing = "pdsh is not on this machine; install it"
-    else:
-        modules = subprocess.run(["pdsh", "-V"], capture_output=True, text=True, check=False).stdout
-        if "exec" in modules:
-            return "pdsh"
-        missing = "this pdsh was built without its module `exec`; use another build"
-    if wanted == "pdsh":
-        raise UserError(f"hosts.launcher=pdsh: {missing}, or write `launcher: openssh`")
-    return "openssh"
+    return tuple(host.name for host in listed if host.name not in used and (host.slots or ranks) >= ranks)
 
 
 def choose_hosts(
@@ -105,7 +75,9 @@ def choose_hosts(
             shown = ", ".join(f"{host.name} {host.slots}" for host in hosts)
             raise UserError(f"hosts have different numbers of slots ({shown}); say --procs-per-node")
         (ranks,) = slots
-    small = [f"{host.name} has {host.slots}" for host in hosts if host.slots < ranks]
+    if ranks is None:
+        raise UserError("procs_per_node is missing; say how many ranks a node gets")
+    small = [f"{host.name} has {host.slots}" for host in hosts if host.slots is not None and host.slots < ranks]
     if small:
         raise UserError(f"--procs-per-node={ranks} is more than some hosts have slots: {', '.join(small)}")
     count = usable_nodes(recipe, ranks, nodes[0], len(hosts))
@@ -139,29 +111,37 @@ def supervisors_python(profile: Profile) -> str:
     return sys.executable if profile.venv is None else str(Path(profile.venv).expanduser() / "bin" / "python")
 
 
-def make_cluster(profile: Profile, hosts: Sequence[str]) -> Cluster:
-    """These hosts as the profile sets them up, from here and now.
+def make_cluster(
+    profile: Profile, hosts: Sequence[str], folder: Path | None = None, code: str | None = None
+) -> Cluster:
+    """These hosts as the profile sets them up.
+
+    Args:
+        profile: the profile.
+        hosts: in the order of their numbers.
+        folder: where ranks work; None: that of this command.
+        code: digest of the source that has to run there; None: of the one here.
 
     Raises:
-        UserError: a variable that is to be passed on is not set, or pdsh is missing.
+        UserError: a variable that is to be passed on is not set, or what the transport needs here is missing.
     """
-    cluster = Cluster(
-        transport=profile.transport,
+    transport = TRANSPORTS[profile.transport]
+    network = profile.network
+    return Cluster(
+        transport=transport.starter(profile),
         hosts=tuple(hosts),
-        settings=node_settings(profile, working_folder(), variables()),
-        rendezvous_port=profile.network.rendezvous_port,
-        cpus_per_task=None if profile.slurm is None else profile.slurm.cpus_per_task,
-        code=code_digest(),
+        settings=node_settings(profile, working_folder() if folder is None else folder, variables()),
+        rendezvous_port=network.rendezvous_port,
+        code=code_digest() if code is None else code,
+        section=profile.section,
+        lost_after_seconds=network.lost_after_seconds if transport.loses_connections else LOST_AFTER_SECONDS,
     )
-    if profile.transport != "ssh":
-        return cluster
-    return replace(cluster, launcher=ssh_launcher(profile), lost_after_seconds=profile.network.lost_after_seconds)
 
 
 def stop_timeout_seconds(profile: Profile, timings: Timings, seconds_left: float | None = None) -> int:
-    """How long ranks have from the word to stop: as the profile says; else ten minutes, or what SLURM leaves."""
+    """How long ranks have from the word to stop: as the profile says; else ten minutes, or what a queue leaves."""
     if profile.shutdown_timeout_seconds is not None:
         return profile.shutdown_timeout_seconds
-    if profile.slurm is None:
+    if TRANSPORTS[profile.transport].queue is None:
         return SHUTDOWN_TIMEOUT_SECONDS
     return max(1, round(timings.lead_seconds(seconds_left) - _END_SECONDS))

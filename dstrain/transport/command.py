@@ -1,6 +1,7 @@
 """What a run is, and the command of an attempt on this machine, so that `--dry-run` shows exactly what would run."""
 
 import shlex
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,23 +9,24 @@ from typing import Any, Literal
 
 from dstrain.base.environment import recordable
 from dstrain.base.processes import ATTEMPT_MARK
+from dstrain.base.section import Section
 from dstrain.rundir.run_folder import TRAINING, attempt_folder
 from dstrain.transport.node_script import LOST_AFTER_SECONDS, NodeSettings
-from dstrain.transport.transport import rendezvous_port
+
+_FIRST_PORT, _PORTS = 20_000, 12_000  # below Linux's ephemeral ports
 
 
 @dataclass(frozen=True)
 class Cluster:
     """Where a run with a launch profile takes place."""
 
-    transport: Literal["local", "ssh", "slurm"]
+    transport: str  # a name of `dstrain.transport.transport.TRANSPORTS`
     hosts: tuple[str, ...]  # the nodes, in the order of their numbers
     settings: NodeSettings
     rendezvous_port: int | None = None  # None: another one for each attempt
-    cpus_per_task: int | None = None
     code: str | None = None  # digest of the source that has to run there
-    launcher: Literal["openssh", "pdsh"] = "openssh"  # of transport ssh
-    lost_after_seconds: int = LOST_AFTER_SECONDS  # of transport ssh: how long a host may be silent
+    section: Section | None = None  # the profile's, for what the transport alone needs
+    lost_after_seconds: int = LOST_AFTER_SECONDS  # how long a host may be silent, where connections can be lost
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Job:
     node_range: tuple[int, int] | None = None  # fewest and most that it may go on with when one is lost
     spare_hosts: tuple[str, ...] = ()  # that may then stand in
     on_hang: Literal["restart", "stop"] = "restart"  # what follows when a rank stands still
-    scheduler_job: str | None = None  # the SLURM job that the supervisor runs in
+    scheduler_job: str | None = None  # the job of a queue that the supervisor runs in
     can_be_moved: bool = False  # a lost node ends it with 75: whoever started it starts it again on others
 
     def without(self, host: str) -> "Job | None":
@@ -123,3 +125,8 @@ def rendezvous(job: Job, cluster: Cluster, number: int) -> tuple[str, int]:
     """Host and port where the ranks of an attempt on several nodes meet."""
     first = cluster.hosts[0].rpartition("@")[2]  # user@host is for ssh alone
     return first, cluster.rendezvous_port or rendezvous_port(job.run_dir, number)
+
+
+def rendezvous_port(run_dir: Path, attempt: int) -> int:
+    """A port that changes with the attempt, so that one in use costs one restart and not the run."""
+    return _FIRST_PORT + zlib.crc32(f"{run_dir}\0{attempt}".encode()) % _PORTS

@@ -18,7 +18,7 @@ class Host:
     """A machine, and how many ranks it has room for."""
 
     name: str
-    slots: int
+    slots: int | None  # None: it does not say
 
 
 def read_hostfile(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Host, ...]:

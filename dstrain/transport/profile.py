@@ -3,69 +3,30 @@
 Strict as recipes are: unknown keys, wrong types and contradictions are reported together, each with file and line.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, create_model
 
 from dstrain.base.environment import is_secret_name
 from dstrain.base.section import PositiveInt, Section
 from dstrain.errors import UserError
-from dstrain.recipe.messages import given, unknown_key, wrong_value
+from dstrain.recipe.messages import given, one_of, unknown_key, wrong_value
 from dstrain.recipe.source import Node, Place, Problem, parse_yaml
 from dstrain.transport.node_script import LOST_AFTER_SECONDS
+from dstrain.transport.transport import TRANSPORTS, Transport
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-# Stands in a `#SBATCH` line, which has no quoting that is the same in all versions of SLURM.
-Word = Annotated[str, StringConstraints(pattern=r"^[^\s\"'\\#$`]+$")]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RANGE = re.compile(r"([1-9][0-9]*)-([1-9][0-9]*)")
 _NODES_RULE = "is neither a number nor a range; write 4 or 2-4"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_TIME = re.compile(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})")
-# Options that `dstrain` sets itself; given twice, which one wins would depend on SLURM.
-_OWN_OPTIONS: tuple[str, ...] = (
-    "--nodes",
-    "--ntasks",
-    "--ntasks-per-node",
-    "--signal",
-    "--export",
-    "--output",
-    "--error",
-    "--chdir",
-)
-_OWN_OPTIONS += ("--job-name", "--requeue", "--no-requeue", "--open-mode", "--dependency", "--array", "--wrap")
-
-
-class Hosts(Section):
-    """Which machines `transport: ssh` uses: those of a host file, in its order."""
-
-    file: Text
-    include: tuple[Text, ...] = ()
-    exclude: tuple[Text, ...] = ()
-    launcher: Literal["auto", "pdsh", "openssh"] = "auto"  # auto: pdsh where it is installed
-
-
-class Slurm(Section):
-    """What `sbatch` is told; each key is the option of that name, and null leaves it to the cluster."""
-
-    partition: Word | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    time: Word | None = None
-    gres: Word | None = None
-    cpus_per_task: PositiveInt | None = None
-    constraint: Word | None = None
-    exclude: Word | None = None
-    mail_user: Word | None = None
-    mail_type: Word | None = None
-    reservation: Word | None = None
-    requeue: bool = True
-    extra: tuple[Word, ...] = ()
 
 
 class Network(Section):
@@ -84,13 +45,14 @@ class Debug(Section):
 
 
 class Profile(Section):
-    """Every key of a profile. Paths are those of the nodes; relative ones start in the folder of the command."""
+    """Every key of a profile but the transport's own section, which `profile_model` adds.
 
-    transport: Literal["local", "ssh", "slurm"]
+    Paths are those of the nodes; relative ones start in the folder of the command.
+    """
+
+    transport: str
     nodes: int | str = 1
     procs_per_node: PositiveInt | None = None
-    hosts: Hosts | None = None
-    slurm: Slurm | None = None
     environment: dict[str, str] = Field(default_factory=dict)
     pass_environment: tuple[str, ...] = ()
     modules: tuple[Text, ...] = ()
@@ -107,10 +69,36 @@ class Profile(Section):
         """Fewest and most nodes."""
         return parse_nodes(self.nodes)
 
+    @property
+    def section(self) -> Section | None:
+        """What the transport alone needs; None if it needs nothing."""
+        own = type(self).model_fields.keys() - Profile.model_fields.keys()
+        return cast(Section, getattr(self, own.pop())) if own else None
+
     def with_overrides(self, given: Sequence[str]) -> list[str]:
         """The profile's overrides and those of a command line, which win where both have a key."""
         keys = {override.partition("=")[0] for override in given}
         return [*(override for override in self.overrides if override.partition("=")[0] not in keys), *given]
+
+
+@cache
+def profile_model(transport: Transport) -> type[Profile]:
+    """A profile with the section of a transport, which has its defaults where it is left out and need not be given."""
+    if transport.section_name is None:
+        return Profile
+    default = ... if transport.section_example is not None else transport.section()
+    fields: dict[str, Any] = {transport.section_name: (transport.section, default)}
+    return create_model("Profile", __base__=Profile, **fields)
+
+
+def read_profile(values: Mapping[str, Any]) -> Profile:
+    """Back from `model_dump(mode="json")`.
+
+    Raises:
+        UserError: the transport is not installed here.
+    """
+    model = profile_model(TRANSPORTS.named(str(values["transport"]), "transport"))
+    return model.model_validate_json(json.dumps(values))
 
 
 def parse_nodes(given_nodes: int | str) -> tuple[int, int]:
@@ -144,14 +132,21 @@ def load_profile(path: str | Path) -> Profile:
     if not isinstance(tree.value, dict):
         raise UserError(f"{path}:1: a profile is a mapping; write `key: value` lines, beginning with `transport:`")
     tree = _without_null(tree)
+    transport, transport_problems = _find_transport(cast(dict[str, Node], tree.value))
+    problems += [*transport_problems, *_foreign_sections(cast(dict[str, Node], tree.value), transport)]
+    # Of a transport that is misspelt, the section says which one is meant: its mistakes are reported as well.
+    meant = transport or _owner_of_section(cast(dict[str, Node], tree.value))
     profile: Profile | None = None
     try:
-        profile = Profile.model_validate_json(json.dumps(tree.plain()))
+        profile = (Profile if meant is None else profile_model(meant)).model_validate_json(json.dumps(tree.plain()))
     except ValidationError as error:
         for details in error.errors(include_url=False):
             location = [str(step) for step in details["loc"] if isinstance(step, str) and step not in ("int", "str")]
-            problems.append(_type_problem(tree, location, cast(dict[str, Any], details)))
-    problems += _rule_problems(tree)
+            if problem := _type_problem(tree, location, cast(dict[str, Any], details), meant):
+                problems.append(problem)
+    problems += _rule_problems(tree, transport)
+    if meant is not None and meant.section_name in cast(dict[str, Node], tree.value):
+        problems += meant.section_problems(cast(dict[str, Node], tree.value)[meant.section_name])
     if problems:
         ordered = sorted(set(problems), key=lambda problem: (problem.place.line or 0, problem.text))
         raise UserError("\n".join(str(problem) for problem in ordered))
@@ -170,14 +165,60 @@ def _without_null(tree: Node) -> Node:
     return Node(kept, tree.place)
 
 
-def _type_problem(tree: Node, location: list[str], details: dict[str, Any]) -> Problem:
+def _find_transport(entries: dict[str, Node]) -> tuple[Transport | None, list[Problem]]:
+    """The transport that the profile names, or what is wrong with its name."""
+    node = entries.get("transport")
+    if node is None or not isinstance(node.value, str):
+        return None, []
+    if node.value not in TRANSPORTS:
+        return None, [Problem(node.place, f"transport={given(node)} {one_of(node.value, TRANSPORTS)}")]
+    return TRANSPORTS.named(node.value, "transport"), []
+
+
+def _section_owners() -> dict[str, list[str]]:
+    """Which transports have a section of a name. Those that cannot be imported are left out."""
+    owners: dict[str, list[str]] = {}
+    for name in TRANSPORTS:
+        with contextlib.suppress(UserError):
+            if (section := TRANSPORTS[name].section_name) is not None:
+                owners.setdefault(section, []).append(name)
+    return owners
+
+
+def _owner_of_section(entries: dict[str, Node]) -> Transport | None:
+    """The transport whose section is there; None if there is none, or it is several transports'."""
+    owners = [names for section, names in _section_owners().items() if section in entries]
+    return TRANSPORTS[owners[0][0]] if len(owners) == 1 and len(owners[0]) == 1 else None
+
+
+def _foreign_sections(entries: dict[str, Node], transport: Transport | None) -> Iterator[Problem]:
+    """Sections of other transports."""
+    known = {*Profile.model_fields, None if transport is None else transport.section_name}
+    if transport is None or entries.keys() <= known:
+        return
+    for key, owners in _section_owners().items():
+        if key in entries and key not in known:
+            words = f"{key} is for transport: {' or '.join(owners)}, and this is {entries['transport'].value}"
+            yield Problem(entries[key].place, f"{words}; delete it")
+
+
+def _type_problem(
+    tree: Node, location: list[str], details: dict[str, Any], transport: Transport | None
+) -> Problem | None:
+    """None: it is told elsewhere."""
     path, kind = ".".join(location), details["type"]
     node, place = _find(tree, location)
     if node is None:
-        remedy = f"; add one of {', '.join(get_args(Profile.model_fields['transport'].annotation))}"
-        return Problem(place, f"{path} is missing{remedy if path == 'transport' else '; add it'}")
+        if path == "transport":
+            return Problem(place, f"transport is missing; add one of {', '.join(TRANSPORTS)}")
+        if transport is not None and path == transport.section_name:
+            return None  # the rules say so
+        return Problem(place, f"{path} is missing; add it")
     if kind == "extra_forbidden":
-        section = next((child for name, child in _sections() if name == ".".join(location[:-1])), Profile)
+        if path in _section_owners():
+            return None
+        sections = dict(_sections(transport))
+        section = sections.get(".".join(location[:-1]), Profile)
         return Problem(place, unknown_key(path, section.model_fields, _all_keys()).replace("a recipe has", "it has"))
     if path == "nodes":
         return Problem(place, f"nodes={given(node)} {_NODES_RULE}")
@@ -190,12 +231,17 @@ def _type_problem(tree: Node, location: list[str], details: dict[str, Any]) -> P
     return Problem(place, wrong_value(path, node, cast(Any, details)))
 
 
-def _sections() -> Iterator[tuple[str, type[Section]]]:
-    yield from (("", Profile), ("hosts", Hosts), ("slurm", Slurm), ("network", Network), ("debug", Debug))
+def _sections(transport: Transport | None) -> Iterator[tuple[str, type[Section]]]:
+    yield from (("", Profile), ("network", Network), ("debug", Debug))
+    if transport is not None and transport.section_name is not None:
+        yield transport.section_name, transport.section
 
 
 def _all_keys() -> list[str]:
-    return [f"{prefix}.{key}".lstrip(".") for prefix, section in _sections() for key in section.model_fields]
+    sections = dict(_sections(None))
+    for name, owners in _section_owners().items():
+        sections[name] = TRANSPORTS[owners[-1]].section
+    return [f"{prefix}.{key}".lstrip(".") for prefix, section in sections.items() for key in section.model_fields]
 
 
 def _find(tree: Node, location: list[str]) -> tuple[Node | None, Place]:
@@ -211,34 +257,46 @@ def _find(tree: Node, location: list[str]) -> tuple[Node | None, Place]:
 # ---------------------------------------------------------------- rules
 
 
-def _rule_problems(tree: Node) -> Iterator[Problem]:
+def _rule_problems(tree: Node, transport: Transport | None) -> Iterator[Problem]:
     """Rules of values and between keys, each on what is well formed so far."""
     entries = cast(dict[str, Node], tree.value)
-    transport = entries["transport"].value if "transport" in entries else None
-    for key, owner in (("hosts", "ssh"), ("slurm", "slurm")):
-        if key in entries and transport in ("local", "ssh", "slurm") and transport != owner:
-            yield Problem(entries[key].place, f"{key} is for transport: {owner}, and this is {transport}; delete it")
-    if debug := entries.get("debug"):
+    if transport is not None:
+        yield from _transport_problems(tree, entries["transport"].value, transport)
+    if "debug" in entries and (transport is None or transport.is_this_terminal):
         beside = [key for key in ("modules", "container") if key in entries]
-        if transport in ("ssh", "slurm"):
-            yield Problem(debug.place, f"debug is for transport: local, and this is {transport}; delete it")
-        elif beside:
+        if beside:
             remedy = f"delete {beside[0]}, and set it up in the shell: a debug run has its terminal and environment"
             yield Problem(entries[beside[0]].place, f"{beside[0]} is given beside debug; {remedy}")
-    if transport == "ssh" and "hosts" not in entries:
-        yield Problem(tree.place, "transport: ssh needs hosts; add `hosts: {file: …}`")
     if (nodes := entries.get("nodes")) and isinstance(nodes.value, int | str) and not isinstance(nodes.value, bool):
         try:
-            most = parse_nodes(nodes.value)[1]
-            if transport == "local" and most > 1:
-                yield Problem(nodes.place, f"nodes={given(nodes)}: transport: local is one node; use ssh or slurm")
+            parse_nodes(nodes.value)
         except UserError as error:
             yield Problem(nodes.place, str(error))
     yield from _environment_problems(entries)
-    yield from _slurm_problems(entries)
     for path, node in _leaves(tree):
         if isinstance(node.value, str) and _CONTROL.search(node.value) and not path.startswith("environment."):
             yield Problem(node.place, f"{path}={given(node)} has a line break or another control character; remove it")
+
+
+def _transport_problems(tree: Node, name: object, transport: Transport) -> Iterator[Problem]:
+    """Rules of one transport."""
+    entries = cast(dict[str, Node], tree.value)
+    if (debug := entries.get("debug")) and not transport.is_this_terminal:
+        yield Problem(debug.place, f"debug is for transport: local, and this is {name}; delete it")
+    section, example = transport.section_name, transport.section_example
+    if section is not None and section not in entries and example is not None:
+        yield Problem(tree.place, f"transport: {name} needs {section}; add `{section}: {example}`")
+    nodes = entries.get("nodes")
+    if nodes is None or isinstance(nodes.value, bool) or not isinstance(nodes.value, int | str):
+        return
+    with contextlib.suppress(UserError):  # which is told anyway
+        if transport.most_nodes is not None and parse_nodes(nodes.value)[1] > transport.most_nodes:
+            limit = f"{given(nodes)}: transport: {name} is {_node_count(transport.most_nodes)}"
+            yield Problem(nodes.place, f"nodes={limit}; use ssh or slurm")
+
+
+def _node_count(most: int) -> str:
+    return "one node" if most == 1 else f"at most {most} nodes"
 
 
 def _environment_problems(entries: dict[str, Node]) -> Iterator[Problem]:
@@ -257,28 +315,6 @@ def _environment_problems(entries: dict[str, Node]) -> Iterator[Problem]:
             yield Problem(
                 node.place, f"pass_environment has {given(node)}, which is not a name of a variable; {remedy}"
             )
-
-
-def _slurm_problems(entries: dict[str, Node]) -> Iterator[Problem]:
-    slurm = entries.get("slurm")
-    if slurm is None or not isinstance(slurm.value, dict):
-        return
-    time = slurm.value.get("time")
-    if time is not None and (written := time.written) is not None and not _TIME.fullmatch(written):
-        yield Problem(time.place, f"slurm.time={given(time)} is not a time of SLURM; write 24:00:00 or 2-00:00:00")
-    extra = slurm.value.get("extra")
-    for node in extra.value if extra is not None and isinstance(extra.value, list) else ():
-        if not isinstance(node.value, str):
-            continue
-        option = node.value.partition("=")[0]
-        if not option.startswith("--"):
-            yield Problem(node.place, f"slurm.extra has {given(node)}; write whole long options, as in --mem=0")
-        elif option in _OWN_OPTIONS:
-            yield Problem(node.place, f"slurm.extra has {option}, which is set already; delete it")
-        else:
-            key = option.removeprefix("--").replace("-", "_")
-            if key in Slurm.model_fields:
-                yield Problem(node.place, f"slurm.extra has {option}, which has a key of its own; write slurm.{key}")
 
 
 def _leaves(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:

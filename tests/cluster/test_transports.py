@@ -5,16 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from slurm_lab import SlurmLab
 from ssh_lab import SshLab
 
-from dstrain.supervise.attempt import attempt_plan, channels
+from dstrain.supervise.attempt import attempt_plan
 from dstrain.transport.command import Cluster, Job
 from dstrain.transport.node_script import NodeSettings, node_script
+from dstrain.transport.transport import TRANSPORTS
+from dstrain.transports.slurm import Slurm
 
 LAUNCH_TESTS = Path(__file__).parents[1] / "launch"
 # Of torchrun, for each launch: the store's port and the launch's name.
@@ -36,10 +37,10 @@ def test_a_rank_sees_the_same_through_every_transport(
     ):
         run_dir = tmp_path / "run"
         is_ssh = way in ("openssh", "pdsh")
-        cluster = Cluster("ssh" if is_ssh else way, (host,), settings, 29_500)  # type: ignore[arg-type]
-        cluster = replace(cluster, launcher="pdsh" if way == "pdsh" else "openssh")
+        section = Slurm() if way == "slurm" else None
+        cluster = Cluster("ssh" if way == "openssh" else way, (host,), settings, 29_500, section=section)
         job = Job("tiny", run_dir, 2, shutdown_timeout_seconds=5, entry="stand_in:show_rank", cluster=cluster)
-        (channel,) = channels(cluster)
+        (channel,) = TRANSPORTS[cluster.transport].channels(cluster)
         # as a dry run shows it
         shell = ["bash", "-c", channel.as_shell(node_script(attempt_plan(job, cluster, 1, settings.passed)))]
         done = subprocess.run(

@@ -19,11 +19,14 @@ from dstrain.preflight.lint import Durations, lint
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.transport.command import Job
-from dstrain.transport.profile import Profile, Slurm
+from dstrain.transport.profile import Profile, profile_model
+from dstrain.transports.slurm import TRANSPORT, Slurm
 
 pytestmark = pytest.mark.slow
 
 MEASURED = Durations(2.0, 40.0, are_measured=True)
+
+SlurmProfile = profile_model(TRANSPORT)
 
 
 def linted(
@@ -87,13 +90,13 @@ def test_time_that_is_too_short() -> None:
         "set shutdown_timeout_seconds to at least 84"
     )
     assert "will take about 42 s" in linted(local(), Durations(2.0, 40.0, are_measured=False), timeout=30)[0]
-    slurm = Profile(transport="slurm", slurm=Slurm(time="2"))
+    slurm = SlurmProfile(transport="slurm", slurm=Slurm(time="2"))
     limit, wait = linted(slurm, MEASURED, wait=30)
     assert limit.startswith("error: a third of slurm.time (40 s) is kept for the end, and a step and a save took 42 s")
     assert wait.startswith("warning: SLURM kills 30 s after `scancel` or preemption (KillWait)")
-    assert [words[:2] for words in linted(Profile(transport="slurm", slurm=Slurm(time="10")), MEASURED, wait=60)] == [
-        "ok"
-    ]
+    assert [
+        words[:2] for words in linted(SlurmProfile(transport="slurm", slurm=Slurm(time="10")), MEASURED, wait=60)
+    ] == ["ok"]
 
 
 def test_variables_of_this_shell_that_ranks_will_not_see() -> None:

@@ -3,13 +3,14 @@ import threading
 import time
 from pathlib import Path
 
-from dstrain.diagnose.evidence import LauncherEnd, rank_failures
+from dstrain.diagnose.evidence import rank_failures
 from dstrain.observe.progress import RunProgress
 from dstrain.rundir.attempt_files import write_json
 from dstrain.supervise.fence import silent_nodes, wait_for_silent_nodes
+from dstrain.transport.launchers import LauncherEnd
 from dstrain.transport.stops import Stops
 
-LOST = [LauncherEnd({0: "node1"}, 1), LauncherEnd({1: "node2"}, 255)]
+LOST = [LauncherEnd({0: "node1"}, 1), LauncherEnd({1: "node2"}, 255, is_lost=True)]
 
 
 def report(attempt: Path, node: int, **more: object) -> None:

@@ -35,7 +35,7 @@ def test_all_mistakes_are_reported_together_with_their_lines(tmp_path: Path, mon
         load_profile("p.yaml")
     assert str(error.value) == (
         """\
-p.yaml:1: transport=slrm is not one of local, ssh, slurm; use slurm
+p.yaml:1: transport=slrm is not one of local, pdsh, slurm, ssh; use slurm
 p.yaml:2: nods is an unknown key; did you mean nodes?
 p.yaml:3: nodes=4-2 is neither a number nor a range; write 4 or 2-4
 p.yaml:4: procs_per_node="8" is text and must be a whole number; remove the quotes: 8
@@ -60,10 +60,13 @@ p.yaml:14: container="two\\nlines" has a line break or another control character
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("transport: local\nhosts: {file: a}", "p.yaml:2: hosts is for transport: ssh, and this is local; delete it"),
+        (
+            "transport: local\nhosts: {file: a}",
+            "p.yaml:2: hosts is for transport: pdsh or ssh, and this is local; delete it",
+        ),
         ("transport: ssh", "p.yaml:1: transport: ssh needs hosts; add `hosts: {file: …}`"),
         ("transport: local\nnodes: 2", "p.yaml:2: nodes=2: transport: local is one node; use ssh or slurm"),
-        ("nodes: 1", "p.yaml:1: transport is missing; add one of local, ssh, slurm"),
+        ("nodes: 1", "p.yaml:1: transport is missing; add one of local, pdsh, slurm, ssh"),
         ("transport: ssh\nhosts: 3", "p.yaml:2: hosts=3 must be a section; write its keys below it, indented"),
         ("- a", "p.yaml:1: a profile is a mapping; write `key: value` lines, beginning with `transport:`"),
         ("transport: local\nnodes: 0", "p.yaml:2: nodes=0 is neither a number nor a range; write 4 or 2-4"),

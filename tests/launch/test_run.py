@@ -103,7 +103,7 @@ def test_a_dry_run_over_ssh_whole(launcher: Literal["openssh", "pdsh"]) -> None:
     settings = NodeSettings(
         folder / "its folder", "/venv v/bin/python", environment, passed, container=("enroot", "ü x")
     )
-    cluster = Cluster("ssh", ("node1", "me@node2"), settings, 29500, None, "00ff", launcher)
+    cluster = Cluster("pdsh" if launcher == "pdsh" else "ssh", ("node1", "me@node2"), settings, 29500, "00ff")
     text = dry_run(Job("tiny", folder, 1, cluster=cluster), cluster)
     assert text == (GOLDEN / f"dry-run-{launcher}.txt").read_text(encoding="utf-8").rstrip("\n")
 

@@ -10,11 +10,13 @@ from dstrain.base.durations import parse_slurm_limit
 from dstrain.errors import UserError
 from dstrain.rundir.attempt_files import write_json
 from dstrain.supervise.batch import attempts_without_progress, is_done, run
-from dstrain.transport.profile import Profile, Slurm, load_profile
+from dstrain.transport.profile import Profile, load_profile, profile_model
 from dstrain.transport.stops import Stops
-from dstrain.transport.submission import Submission, sbatch_script, warning_seconds
+from dstrain.transport.submission import Submission
+from dstrain.transports.slurm import TRANSPORT, Slurm, sbatch_script, warning_seconds
 
 ROOT = Path(__file__).parents[2]
+SlurmProfile = profile_model(TRANSPORT)
 HOSTILE = Path("/runs/a'; touch x/$HOME/`id`/zwei\nZeilen ü")
 
 
@@ -57,7 +59,7 @@ def test_every_key_and_hostile_names() -> None:
         requeue=False,
         extra=("--mem=0", "--exclusive"),
     )
-    profile = Profile(
+    profile = SlurmProfile(
         transport="slurm",
         slurm=slurm,
         pass_environment=("WANDB_API_KEY",),
@@ -109,7 +111,7 @@ Zeilen ü' --code 0123456789abcdef
 def test_a_hostile_folder_is_only_a_folder(tmp_path: Path) -> None:
     run_dir = tmp_path / "a'; touch x; $HOME `touch y`\nü" / "runs" / "r"
     run_dir.mkdir(parents=True)
-    profile = Profile(transport="slurm", slurm=Slurm())
+    profile = SlurmProfile(transport="slurm", slurm=Slurm())
     script = sbatch_script(submission(profile, run_dir, supervisors_python="/bin/echo"), lead_seconds=600)
     done = subprocess.run(["bash"], input=script.encode(), cwd=tmp_path, env={"PATH": os.defpath}, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -126,7 +128,7 @@ def test_a_submission_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_value_of_a_passed_variable_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "sk-123")
-    given = submission(Profile(transport="slurm", slurm=Slurm(), pass_environment=("WANDB_API_KEY",)))
+    given = submission(SlurmProfile(transport="slurm", slurm=Slurm(), pass_environment=("WANDB_API_KEY",)))
     assert "sk-123" not in sbatch_script(given, 600) + json.dumps(given.as_json())
 
 
@@ -175,7 +177,7 @@ def test_a_job_gives_up_after_too_many_attempts_without_a_newer_checkpoint(
         write_json(tmp_path / f"attempts/{number:04d}/command.json", {"checkpoint_before": before})
     write_json(tmp_path / "checkpoints/step-0000000010/manifest.json", {})
     (tmp_path / "recipe.yaml").touch()
-    given = submission(Profile(transport="slurm", slurm=Slurm()), tmp_path, folder=tmp_path, max_restarts=2)
+    given = submission(SlurmProfile(transport="slurm", slurm=Slurm()), tmp_path, folder=tmp_path, max_restarts=2)
     assert run(given, code_digest(), "1", Stops()) == 1
     words = "bert-base: 3 attempts without a newer checkpoint, more than --max-restarts=2; attempts/ has what became"
     assert capsys.readouterr().err.startswith(words)
@@ -183,7 +185,7 @@ def test_a_job_gives_up_after_too_many_attempts_without_a_newer_checkpoint(
 
 
 def test_a_job_does_not_run_other_code_than_was_submitted(tmp_path: Path) -> None:
-    given = submission(Profile(transport="slurm", slurm=Slurm()), tmp_path, folder=tmp_path)
+    given = submission(SlurmProfile(transport="slurm", slurm=Slurm()), tmp_path, folder=tmp_path)
     with pytest.raises(UserError, match=r"the package has changed \(digest \w+, submitted was 00ff\); submit the run"):
         run(given, "00ff", "1", Stops())
     assert not (tmp_path / "attempts").exists()

@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 
 from dstrain.base.processes import end_marked, kernel_oom_victims, marked_processes
-from dstrain.diagnose.evidence import Clocks, LauncherEnd, launcher_log, rank_failures
+from dstrain.diagnose.evidence import Clocks, rank_failures
 from dstrain.diagnose.verdict import explain
-from dstrain.supervise.attempt import attempt_plan, channels
-from dstrain.supervise.fan_out import FanOut
-from dstrain.supervise.launchers import end_all
-from dstrain.transport.command import Cluster, Job
+from dstrain.supervise.attempt import attempt_plan
+from dstrain.transport.command import Cluster, Job, rendezvous_port
 from dstrain.transport.control import Clock, beat
+from dstrain.transport.launchers import LauncherEnd, end_all, launcher_log
 from dstrain.transport.node_script import NodeSettings, node_script
-from dstrain.transport.transport import LINES, pdsh_channel, rendezvous_port, slurm_channels, ssh_channels
+from dstrain.transport.transport import TRANSPORTS
+from dstrain.transports.pdsh import LINES, FanOut, pdsh_channel
+from dstrain.transports.slurm import slurm_channels
+from dstrain.transports.ssh import ssh_channels
 
 HERE = Path(__file__).parent
 HOSTILE = 'a\'; touch x "$HOME" `id`\nsecond line ünï'
@@ -40,7 +42,7 @@ def job(run_dir: Path, where: Cluster, entry: str = "stand_in:show_rank", ranks:
 
 def start(run: Job, attempt: int = 1) -> subprocess.Popen[bytes]:
     assert run.cluster is not None
-    (channel,) = channels(run.cluster)
+    (channel,) = TRANSPORTS[run.cluster.transport].channels(run.cluster)
     process = subprocess.Popen(
         channel.arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -118,7 +120,7 @@ def test_a_script_that_arrives_in_part_does_nothing(run_dir: Path) -> None:
     run = job(run_dir, cluster(run_dir, {}, {}))
     assert run.cluster is not None
     script = node_script(attempt_plan(run, run.cluster, 1, {}))
-    (channel,) = channels(run.cluster)
+    (channel,) = TRANSPORTS[run.cluster.transport].channels(run.cluster)
     part = script[: script.index("export DSTRAIN_ATTEMPT")] + "touch y\n"
     subprocess.run(channel.arguments, input=part.encode(), capture_output=True, check=False, timeout=120)
     assert list(run_dir.iterdir()) == []
@@ -135,9 +137,7 @@ def test_the_script_of_a_node() -> None:
         container=("apptainer", "exec", "--nv", "my image.sif"),
         interface="ib0",
     )
-    run = Job(
-        "a", Path("/runs/a'; touch x"), 4, cluster=Cluster("ssh", ("me@node1", "node2"), settings, 29500, None, "00ff")
-    )
+    run = Job("a", Path("/runs/a'; touch x"), 4, cluster=Cluster("ssh", ("me@node1", "node2"), settings, 29500, "00ff"))
     assert run.cluster is not None
     assert (
         node_script(attempt_plan(run, run.cluster, 3, settings.passed))

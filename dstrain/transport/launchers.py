@@ -3,15 +3,30 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dstrain.diagnose.evidence import LauncherEnd
+from dstrain.base.processes import ends_within, start
 from dstrain.transport.control import STOP, beat
 
 HANG_UP_SECONDS = 20.0  # for agents to kill their ranks, and for the way to them to close
+
+
+@dataclass(frozen=True)
+class LauncherEnd:
+    """How a process ended that the supervisor started: a rank, an agent, or the way to agents elsewhere."""
+
+    hosts: Mapping[int, str]  # nodes that it stands for, by their numbers
+    exit_code: int  # negative for a signal
+    is_rank: bool = False  # rank 0 itself, without an agent
+    is_lost: bool = False  # the node, or the way to it, was lost: the agent may still be at work there
+
+
+def launcher_log(attempt_folder: Path, host: str) -> Path:
+    """What the started process prints itself (the agent, or a rank before it opens its own log)."""
+    return attempt_folder / "logs" / host / "launcher.log"
 
 
 class Launcher:
@@ -25,17 +40,18 @@ class Launcher:
         log: Path,
         script: str | None = None,
         is_rank: bool = False,
+        lost_codes: frozenset[int] = frozenset(),
     ) -> None:
         self.hosts, self.is_rank, self.is_controlled = hosts, is_rank, script is not None
+        self.lost_codes = lost_codes
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = start(
                 arguments,
-                env=environment,
-                stdin=subprocess.DEVNULL if script is None else subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for the supervisor alone
+                environment=environment,
+                stdin="nothing" if script is None else "pipe",
+                output=output,
+                own_session=True,  # Ctrl-C in the terminal is for the supervisor alone
             )
         if script is not None:
             self._write(script.encode())
@@ -73,7 +89,8 @@ class Launcher:
     def ends(self) -> list[LauncherEnd]:
         """How it ended; as killed if it hangs in the kernel."""
         code = self.process.poll()
-        return [LauncherEnd(self.hosts, -signal.SIGKILL if code is None else code, self.is_rank)]
+        code = -signal.SIGKILL if code is None else code
+        return [LauncherEnd(self.hosts, code, self.is_rank, code in self.lost_codes)]
 
     def _write(self, data: bytes) -> None:
         assert self.process.stdin is not None
@@ -89,8 +106,7 @@ def end_all(launchers: Sequence[Launcher]) -> None:
     deadline = time.monotonic() + HANG_UP_SECONDS
     for launcher in launchers:
         if launcher.is_controlled:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                launcher.process.wait(max(0.0, deadline - time.monotonic()))
+            if ends_within(launcher.process, deadline - time.monotonic()):
                 continue
             launcher.process.kill()
             launcher.process.wait()
