@@ -27,10 +27,13 @@ class Registry(Mapping[str, T], Generic[T]):
         group: the group of entry points.
         package: the package whose files are the things; that of the group by default. Files whose name begins with an
             underscore are not among them.
+        separator: what a name has where its file has an underscore.
     """
 
-    def __init__(self, kind: str, protocol: type, group: str, package: str | None = None) -> None:
-        self.kind, self.protocol, self.group = kind, protocol, group
+    def __init__(
+        self, kind: str, protocol: type, group: str, package: str | None = None, *, separator: str = "-"
+    ) -> None:
+        self.kind, self.protocol, self.group, self.separator = kind, protocol, group, separator
         self.package = package or group
         self._loaded: dict[str, T] = {}
 
@@ -70,7 +73,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """Modules by name. `encoder_decoder.py` is "encoder-decoder"."""
         package = importlib.import_module(self.package)
         modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
-        return {name.replace("_", "-"): f"{self.package}.{name}" for name in modules if not name.startswith("_")}
+        return {
+            name.replace("_", self.separator): f"{self.package}.{name}" for name in modules if not name.startswith("_")
+        }
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:

@@ -25,7 +25,7 @@ from dstrain.recipe.difference import Difference
 
 if TYPE_CHECKING:  # manifests are read without pydantic
     from dstrain.plan.timeline import Timeline
-    from dstrain.recipe.schema import MaskedLmRecipe
+    from dstrain.recipe.schema import PretrainingRecipe
 
 LAW = 2  # of the data: how rows follow from contents and numbers
 Identity = dict[str, Any]  # JSON
@@ -54,7 +54,7 @@ class SourceContent:
 
 
 def stream_identity(
-    recipe: "MaskedLmRecipe", timeline: "Timeline", contents: Mapping[str, Content], tokenizer: str
+    recipe: "PretrainingRecipe", timeline: "Timeline", contents: Mapping[str, Content], tokenizer: str
 ) -> Identity:
     """The identity of a masked-LM run.
 

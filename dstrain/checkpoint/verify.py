@@ -14,7 +14,7 @@ from dstrain.checkpoint.scan import scan_file
 from dstrain.checkpoint.stored import DamagedError, checked_headers
 from dstrain.errors import CheckpointError
 from dstrain.plan.timeline import make_timeline
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 
 _ENDLESS = 1 << 60  # tokens of a source whose size does not matter
 
@@ -154,7 +154,7 @@ def check_recipe_of(folder: Place, manifest: Manifest, recipe: Recipe) -> list[s
 def _identity_by_numbers(manifest: Manifest, recipe: Recipe) -> Identity:
     """The identity of a recipe as far as it can be said without its data; the rest is the checkpoint's."""
     saved = manifest.identity
-    if not isinstance(recipe, MaskedLmRecipe) or "phases" not in saved:
+    if not isinstance(recipe, PretrainingRecipe) or "phases" not in saved:
         data = recipe.data.model_dump(mode="json", include=set(saved.get("data", {})))
         batch = {"global_batch_rows": recipe.train.global_batch_rows} if "global_batch_rows" in saved else {}
         return saved | {"task": recipe.task, "data": data} | batch

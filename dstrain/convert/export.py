@@ -29,12 +29,9 @@ from dstrain.checkpoint.fragments import WEIGHT, saved_tensors
 from dstrain.checkpoint.load import Pieces, Wanted, require_same_parameters
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.checkpoint.run_recipe import recipe_of
-from dstrain.data.tokens import load_document_tokenizer
 from dstrain.errors import CheckpointError
-from dstrain.model.encoder import build_again
 from dstrain.model.lora import base_identity, merge_adapters
-from dstrain.model.text_to_text import build_text_to_text
-from dstrain.recipe.schema import Recipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import Recipe
 from dstrain.runtime.runtime import quiet_libraries
 from dstrain.tasks.task import Task, task_class
 
@@ -128,12 +125,7 @@ def write_merged(task: type[Task], recipe: Recipe, pieces: Pieces, folder: Path)
         UserError: the folder that the base comes from cannot be used.
     """
     manifest = pieces.manifest
-    model: PreTrainedModel
-    if isinstance(recipe, SequenceToSequenceRecipe):
-        model = build_text_to_text(recipe.model, manifest.rng["seed"], load_document_tokenizer(recipe.tokenizer))
-    else:
-        config = AutoConfig.for_model(**manifest.model_config)
-        model = build_again(recipe.model, manifest.rng["seed"], config, task.auto_model)
+    model = task.rebuilt(recipe, manifest.rng["seed"], manifest.model_config)
     if base_identity(model)["base"] != manifest.identity["base"]:
         raise CheckpointError(
             f"{pieces.folder} holds adapters of another model than model.pretrained={recipe.model.pretrained} is now; "

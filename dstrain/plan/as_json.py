@@ -7,7 +7,7 @@ from dstrain.plan.batch import most_ranks
 from dstrain.plan.memory import kept_checkpoints
 from dstrain.plan.overview import STAGES, PhaseNumbers, Plan
 from dstrain.plan.phase_text import block_sizes
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _phase_json(plan: Plan, phase: PhaseNumbers) -> dict[str, Any]:
 def _sources_json(plan: Plan) -> dict[str, dict[str, Any]]:
     """Return each source's tokens, epochs, blocks and lanes as JSON; null where they are not known."""
     timeline = plan.timeline
-    if timeline is None or not isinstance(plan.recipe, MaskedLmRecipe):
+    if timeline is None or not isinstance(plan.recipe, PretrainingRecipe):
         return {}
     return {
         name: {

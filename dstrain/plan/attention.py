@@ -1,7 +1,7 @@
 """Which implementation of attention a run computes with."""
 
 from dstrain.architectures.shape import MATMUL_ARCHITECTURES
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 
 MATMUL_TOKENS = 1024  # longest rows of which all probabilities are kept without being asked for
 
@@ -16,7 +16,7 @@ def attention_of(recipe: Recipe, *, on_cpu: bool) -> str:
     model = recipe.model
     if model.attention != "auto" or model.architecture not in MATMUL_ARCHITECTURES:
         return initial_attention(model.attention)
-    phases = recipe.phases if isinstance(recipe, MaskedLmRecipe) else ()
+    phases = recipe.phases if isinstance(recipe, PretrainingRecipe) else ()
     longest = max([recipe.data.sequence_length, *(phase.data.sequence_length or 0 for phase in phases)])
     short = longest <= MATMUL_TOKENS
     return "matmul" if on_cpu and recipe.train.precision == "bf16" and short else "sdpa"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dstrain.errors import RecipeError
 from dstrain.plan.timeline import PhasePlan
 from dstrain.recipe.pair_slots import pair_slots
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _either(fewest: int, most: int) -> str:
 
 def most_ranks(recipe: Recipe) -> int:
     """Return the greatest number of ranks that can train a recipe; every smaller one can too."""
-    return recipe.lanes if isinstance(recipe, MaskedLmRecipe) else recipe.train.global_batch_rows
+    return recipe.lanes if isinstance(recipe, PretrainingRecipe) else recipe.train.global_batch_rows
 
 
 def batch_plan(recipe: Recipe, world: int, phase: PhasePlan | None = None) -> BatchPlan:
@@ -82,7 +82,7 @@ def batch_plan(recipe: Recipe, world: int, phase: PhasePlan | None = None) -> Ba
 
 
 def _limit(recipe: Recipe, most: int) -> str:
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return f"train.global_batch_rows={most} gives a row to as many; use 1 to {most} ranks"
     if recipe.data.lanes is not None:
         return f"data.lanes={most} is the most; use 1 to {most} ranks, or more lanes"
@@ -96,6 +96,6 @@ def masked_per_row(rate: float, sequence_length: int) -> int:
     return max(1, round(rate * sequence_length))
 
 
-def pairs_per_row(recipe: MaskedLmRecipe, sequence_length: int) -> int:
+def pairs_per_row(recipe: PretrainingRecipe, sequence_length: int) -> int:
     """Return the fixed number of places for pairs in each row; 0 where the recipe has no pairs."""
     return 0 if recipe.data.pairs.objective == "none" else pair_slots(sequence_length)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dstrain.errors import CorpusError
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class CorpusSize:
 
 def corpus_sizes(recipe: Recipe) -> dict[str, CorpusSize]:
     """Return the sizes of a pretraining recipe's sources, those whose tokens somebody has counted, by name."""
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return {}
     sizes = {name: _known_size(source.shards, recipe) for name, source in recipe.data.training_sources.items()}
     return {name: size for name, size in sizes.items() if size is not None}
@@ -25,12 +25,12 @@ def corpus_sizes(recipe: Recipe) -> dict[str, CorpusSize]:
 def corpus_tokens(recipe: Recipe) -> dict[str, int] | int | None:
     """Return the number of tokens of one epoch, or None where it is not known; with `data.sources`, by name."""
     tokens = {name: size.tokens for name, size in corpus_sizes(recipe).items()}
-    if isinstance(recipe, MaskedLmRecipe) and recipe.data.sources is not None:
+    if isinstance(recipe, PretrainingRecipe) and recipe.data.sources is not None:
         return tokens
     return next(iter(tokens.values()), None)
 
 
-def _known_size(shards: str, recipe: MaskedLmRecipe) -> CorpusSize | None:
+def _known_size(shards: str, recipe: PretrainingRecipe) -> CorpusSize | None:
     """The size of indexed shards; None where there is no index, or where nobody has counted the tokens of texts."""
     from dstrain.data.index import TYPES  # import numpy, which no rule of a recipe needs
     from dstrain.data.locate import locate_indexed

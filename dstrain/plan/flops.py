@@ -20,7 +20,7 @@ from dstrain.architectures.shape import AnyShape, ModelShape, layer_parameters, 
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.plan.timeline import PhasePlan, in_phase
-from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe, SequenceToSequenceRecipe
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def step_flops(recipe: Recipe, shape: AnyShape, phase: PhasePlan | None = None) 
         return _pair_flops(recipe, shape)
     assert isinstance(shape, ModelShape)
     hidden, length = shape.hidden_size, recipe.data.sequence_length
-    if isinstance(recipe, MaskedLmRecipe):
+    if isinstance(recipe, PretrainingRecipe):
         predicted = sum(masked_per_row(rate, length) for rate in recipe.data.masking.rates) / 2 / length
         head = predicted * 2 * (hidden * hidden + hidden * shape.vocab_size)
         if pairs := pairs_per_row(recipe, length):
             head += 2 * ((pairs + 1) * hidden * hidden + pairs * 2 * hidden) / length
-    elif isinstance(recipe, ClassificationRecipe):
+    elif recipe.head == "sequence_classification":
         head = 2 * hidden * hidden / length
     else:
         head = 2 * hidden * (head_outputs(recipe) or UNKNOWN_OUTPUTS)

@@ -43,7 +43,7 @@ from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.plan.pair_memory import pair_activation_bytes
-from dstrain.recipe.schema import ClassificationRecipe, MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe, SequenceToSequenceRecipe
 
 UNPARTITIONED_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's, not to be configured
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
@@ -183,9 +183,9 @@ def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
     Of each pair the pooler's input and output.
     """
     rows, hidden = _rows(recipe), shape.hidden_size
-    if isinstance(recipe, ClassificationRecipe):
+    if recipe.head == "sequence_classification":
         return rows * 4 * hidden * element
-    if not isinstance(recipe, MaskedLmRecipe):  # an output for every token
+    if not isinstance(recipe, PretrainingRecipe):  # an output for every token
         outputs = head_outputs(recipe) or UNKNOWN_OUTPUTS
         return rows * recipe.data.sequence_length * (hidden * element + outputs * (element + 4 + 4))
     predicted = rows * masked_per_row(max(recipe.data.masking.rates), recipe.data.sequence_length)
@@ -217,6 +217,6 @@ def recipe_checkpoint_bytes(recipe: Recipe, labels: int = 2) -> int:
     """
     shape = model_shape(recipe.model)
     frozen = frozen_parameters(recipe.model, shape)
-    trained = sum(parameters_of(recipe.model, shape, recipe.objective, labels).values()) - frozen
+    trained = sum(parameters_of(recipe.model, shape, recipe.head, labels).values()) - frozen
     element = ELEMENT_BYTES[recipe.train.precision] if recipe.model.lora is None else 0
     return checkpoint_bytes(trained, frozen * element)

@@ -89,7 +89,7 @@ def make_plan(
     """
     shape = model_shape(recipe.model)
     labels = head_outputs(recipe) or UNKNOWN_OUTPUTS
-    parameters = parameters_of(recipe.model, shape, recipe.objective, labels)
+    parameters = parameters_of(recipe.model, shape, recipe.head, labels)
     frozen, total = frozen_parameters(recipe.model, shape), sum(parameters.values())
     sizes = corpora if isinstance(corpora, Mapping) else {}
     tokens = corpora if isinstance(corpora, int) else {name: size.tokens for name, size in sizes.items()}

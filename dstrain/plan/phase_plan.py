@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dstrain.recipe.data import MaskingRamp
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.training import Schedule
 
 Rope = Mapping[str, float | int]
@@ -94,7 +94,7 @@ def in_phase(recipe: Recipe, phase: PhasePlan) -> Recipe:
     train = recipe.train.model_copy(
         update={"global_batch_rows": phase.global_batch_rows, "micro_batch_rows": phase.micro_batch_rows}
     )
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return recipe.model_copy(update={"train": train})
     first, last = phase.masking_rate
     rate = first if first == last else MaskingRamp.model_validate({"from": first, "to": last})

@@ -6,7 +6,7 @@ from dstrain.plan.batch import most_ranks
 from dstrain.plan.corpus import CorpusSize
 from dstrain.plan.overview import PhaseNumbers, Plan
 from dstrain.plan.units import quantity
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 
 _HEADS = (
     *("phase", "first step", "steps", "tokens", "rows", "length", "micro-batches", "used", "masked", "peak rate"),
@@ -25,7 +25,7 @@ def batch_lines(plan: Plan) -> list[str]:
     if any(phase.batch.used < 1 for phase in plan.phases):
         lines.append("Ranks with fewer rows are given rows of weight 0, and micro-batches of a step are all as large.")
     most = most_ranks(plan.recipe)
-    what = "lanes" if isinstance(plan.recipe, MaskedLmRecipe) else "rows of a global batch"
+    what = "lanes" if isinstance(plan.recipe, PretrainingRecipe) else "rows of a global batch"
     return [*lines, f"1 to {most:,} ranks can train it, as there are {most:,} {what}"]
 
 
@@ -82,7 +82,7 @@ def _cells(plan: Plan, numbers: PhaseNumbers) -> tuple[str, ...]:
 def data_lines(plan: Plan) -> list[str]:
     """Say how often each source is read, what ends when, and how the tokens lie in blocks and lanes."""
     recipe = plan.recipe
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return []
     lines = [] if plan.timeline is None else list(plan.timeline.notes)
     for name, size in plan.corpora.items():
@@ -104,7 +104,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.{2 if share < 0.1 else 3}g} %"
 
 
-def block_sizes(size: CorpusSize, recipe: MaskedLmRecipe) -> dict[str, int]:
+def block_sizes(size: CorpusSize, recipe: PretrainingRecipe) -> dict[str, int]:
     """The tokens of a block of a corpus, how many there are, and how many of a lane are shuffled together.
 
     `most_documents_cut`: in an epoch, each border between two blocks or two lanes cuts a document, or none.

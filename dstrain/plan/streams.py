@@ -4,10 +4,10 @@ from typing import Any
 
 from dstrain.data.spec import PhaseSpec, SourceSpec, StreamSpec
 from dstrain.plan.timeline import Timeline
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 
 
-def training_stream(recipe: MaskedLmRecipe, timeline: Timeline, origin: tuple[int, int] = (0, 0)) -> StreamSpec:
+def training_stream(recipe: PretrainingRecipe, timeline: Timeline, origin: tuple[int, int] = (0, 0)) -> StreamSpec:
     """The rows that a run trains on.
 
     Args:
@@ -40,7 +40,7 @@ def training_stream(recipe: MaskedLmRecipe, timeline: Timeline, origin: tuple[in
     )
 
 
-def validation_stream(recipe: MaskedLmRecipe, location: str, lanes: int) -> StreamSpec:
+def validation_stream(recipe: PretrainingRecipe, location: str, lanes: int) -> StreamSpec:
     """The rows of an evaluation on held-out shards: by the recipe's own length and batch in every phase."""
     data = recipe.data
     rate, _ = data.masking.rates
@@ -54,7 +54,7 @@ def validation_stream(recipe: MaskedLmRecipe, location: str, lanes: int) -> Stre
     )
 
 
-def _common(recipe: MaskedLmRecipe) -> dict[str, Any]:
+def _common(recipe: PretrainingRecipe) -> dict[str, Any]:
     data = recipe.data
     has_pairs = data.pairs.objective != "none"
     return {

@@ -14,7 +14,7 @@ from dstrain.plan.phase_text import batch_lines, data_lines, phase_lines
 from dstrain.plan.units import gigabytes, quantity
 from dstrain.recipe.files import missing_files
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import PretrainingRecipe, SequenceToSequenceRecipe
 
 GIB = 2**30
 
@@ -70,7 +70,7 @@ def _parameters(plan: Plan) -> list[str]:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {count:>15,}" for name, count in rows]
     unknown = head_outputs(plan.recipe) is None
-    if unknown and not isinstance(plan.recipe, MaskedLmRecipe | SequenceToSequenceRecipe):
+    if unknown and not isinstance(plan.recipe, PretrainingRecipe | SequenceToSequenceRecipe):
         lines.append(f"for {UNKNOWN_OUTPUTS} labels; a label more is hidden_size + 1 parameters more")
     return lines
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from dstrain.plan.phase_plan import PhasePlan, Rope, in_phase
 from dstrain.recipe.data import SINGLE_SOURCE, MaskedLmData, Source, masking_rates
 from dstrain.recipe.phases import Phase
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.training import Schedule
 
 if TYPE_CHECKING:
@@ -79,9 +79,11 @@ def make_timeline(recipe: Recipe, corpus_tokens: Mapping[str, int] | int | None)
         corpus_tokens: tokens of one epoch where they are known, by source if there are several. For labelled examples,
             each of which fills one row: examples × row length.
     """
-    sources = recipe.data.training_sources if isinstance(recipe, MaskedLmRecipe) else {SINGLE_SOURCE: Source(shards="")}
+    sources = (
+        recipe.data.training_sources if isinstance(recipe, PretrainingRecipe) else {SINGLE_SOURCE: Source(shards="")}
+    )
     sizes = _sizes(sources, corpus_tokens)
-    lanes = recipe.lanes if isinstance(recipe, MaskedLmRecipe) else recipe.train.global_batch_rows
+    lanes = recipe.lanes if isinstance(recipe, PretrainingRecipe) else recipe.train.global_batch_rows
     planned = _phases(recipe, sources, sizes)
     if planned is None:
         return None
@@ -94,7 +96,7 @@ def make_timeline(recipe: Recipe, corpus_tokens: Mapping[str, int] | int | None)
         for phase in phases
     )
     timeline = Timeline(phases, total, lanes, tuple(sources), sizes, ())
-    epochs = _notes_of_epochs(timeline, recipe) if isinstance(recipe, MaskedLmRecipe) else ()
+    epochs = _notes_of_epochs(timeline, recipe) if isinstance(recipe, PretrainingRecipe) else ()
     return replace(timeline, notes=(*notes, *epochs))
 
 
@@ -109,7 +111,7 @@ def _sizes(sources: Mapping[str, Source], corpus_tokens: Mapping[str, int] | int
 
 def _phases(recipe: Recipe, sources: Mapping[str, Source], sizes: Sequence[int | None]) -> list[PhasePlan] | None:
     """The recipe's phases as it has them, whatever their sources have; None where an epoch's size is not known."""
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         whole = _whole_run(recipe, (1.0,), (0.0, 0.0), sizes[0])
         return None if whole is None else [whole]
     data = recipe.data
@@ -126,7 +128,7 @@ def _phases(recipe: Recipe, sources: Mapping[str, Source], sizes: Sequence[int |
 
 
 def _phase_plan(
-    recipe: MaskedLmRecipe, phase: Phase, number: int, weights: tuple[float, ...], rope: Rope, last: PhasePlan | None
+    recipe: PretrainingRecipe, phase: Phase, number: int, weights: tuple[float, ...], rope: Rope, last: PhasePlan | None
 ) -> PhasePlan:
     rows = phase.train.global_batch_rows or recipe.train.global_batch_rows
     length = phase.data.sequence_length or recipe.data.sequence_length
@@ -242,7 +244,7 @@ def _mixture(weights: tuple[float, ...], lanes: int) -> "Mixture":
     return Mixture(weights, lanes)
 
 
-def _notes_of_epochs(timeline: Timeline, recipe: MaskedLmRecipe) -> Iterator[str]:
+def _notes_of_epochs(timeline: Timeline, recipe: PretrainingRecipe) -> Iterator[str]:
     """Say of each source how often it is read, or how its tokens are counted where nobody did so."""
     for number, (name, source) in enumerate(recipe.data.training_sources.items()):
         epochs = timeline.epochs(number, timeline.total_steps)
@@ -254,7 +256,7 @@ def _notes_of_epochs(timeline: Timeline, recipe: MaskedLmRecipe) -> Iterator[str
         yield f"{name}: how many epochs{ends} is not known until its tokens are counted: `{command}`"
 
 
-def _index_command(shards: str, recipe: MaskedLmRecipe) -> str:
+def _index_command(shards: str, recipe: PretrainingRecipe) -> str:
     folder = Path(shards) if not set(shards) & set("*?[{") and not shards.endswith(".tar") else Path(shards).parent
     field = (
         []

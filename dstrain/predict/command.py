@@ -22,8 +22,9 @@ from rich.progress import Progress
 
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.predict.items import Item, read_items
+from dstrain.predict.load_predictor import load_predictor
 from dstrain.predict.loaded import transformers_folder
-from dstrain.predict.predictors import Predictor, load_predictor
+from dstrain.predict.predictors import Predictor
 
 STANDARD_INPUT = "-"
 BATCHES_AT_ONCE = 8  # of a file; standard input may be slow, and each batch of it is answered when it is there

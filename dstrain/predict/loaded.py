@@ -7,36 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import UserError
-from dstrain.model.pooling import AutoEncoder
+from dstrain.recipe.definition import TASKS, ExampleTaskDefinition, imported
 from dstrain.recipe.messages import RENAMED_KEYS
 from dstrain.tasks.batching import Ids, batches_by_length, padded
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.retrieval import POOLING
 
-TEXT_TO_TEXT = "sequence_to_sequence"
 GRAPH = "model.onnx"  # in a folder that `dstrain export --onnx` wrote
 ENDLESS = 2**31 - 1  # T5's positions are relative
-# What the name of a model's class ends in, by task. Where several do, the export's settings tell, or the first it is.
-HEADS: dict[str, tuple[tuple[str, ...], Any]] = {
-    "sequence_classification": (("ForSequenceClassification",), AutoModelForSequenceClassification),
-    "token_classification": (("ForTokenClassification",), AutoModelForTokenClassification),
-    "sentence_extraction": (("ForTokenClassification",), AutoModelForTokenClassification),
-    "question_answering": (("ForQuestionAnswering",), AutoModelForQuestionAnswering),
-    TEXT_TO_TEXT: (("ForConditionalGeneration", "MarianMTModel", "EncoderDecoderModel"), AutoModelForSeq2SeqLM),
-    "ranking": (("ForSequenceClassification",), AutoModelForSequenceClassification),
-    "retrieval": (("Model",), AutoEncoder),
-}
 
 
 @dataclass(frozen=True)
@@ -105,29 +88,37 @@ def load(folder: Path) -> Loaded:
         task = _task_of(folder, names)
         if task is None:
             raise UserError(f"{folder} holds {' or '.join(names) or 'a model'} without a classification head; {remedy}")
-        auto = HEADS[task][1]
+        definition = TASKS[task]
         if (folder / GRAPH).is_file():
-            from dstrain.predict.onnx import OnnxModel
+            from dstrain.predict.onnx_model import OnnxModel
 
-            model: Any = OnnxModel(folder)
+            model: Any = OnnxModel(folder, folder / GRAPH)
         else:
-            model = auto.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True).eval()
+            auto_model = imported(definition.auto_model)
+            model = auto_model.from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True).eval()
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder} cannot be loaded: {error}; {remedy}") from error
     data = _settings(folder).get("data", {})
-    encoder = load_document_tokenizer(folder, text_to_text=task == TEXT_TO_TEXT)
+    encoder = load_document_tokenizer(folder, text_to_text=definition.writes_text)
     return Loaded(task, model, encoder, longest_text(folder, model), data, _pooling(folder))
 
 
 def _task_of(folder: Path, names: Sequence[str]) -> str | None:
-    """The task whose head a model has; a bare encoder is one where the folder says how its vectors are pooled."""
-    fitting = [task for task, (ends, _) in HEADS.items() if any(name.endswith(ends) for name in names)]
-    if not (folder / POOLING).is_file():
-        fitting = [task for task in fitting if task != "retrieval"]
-    told = _settings(folder).get("task")
-    return told if told in fitting else next(iter(fitting), None)
+    """The task whose head a model has: the one that the export says, if it may be, or the usual one."""
+    told = str(_settings(folder).get("task"))
+    if told in TASKS and _may_be_of(TASKS[told], folder, names):
+        return told
+    usual = (task for task, definition in TASKS.items() if definition.is_default)
+    return next((task for task in usual if _may_be_of(TASKS[task], folder, names)), None)
+
+
+def _may_be_of(definition: ExampleTaskDefinition, folder: Path, names: Sequence[str]) -> bool:
+    needed = definition.required_file
+    return any(name.endswith(definition.model_classes) for name in names) and (
+        needed is None or (folder / needed).is_file()
+    )
 
 
 def _pooling(folder: Path) -> str:

@@ -12,10 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import onnxruntime
 import torch
 import transformers
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from transformers import AutoConfig, PreTrainedModel
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
 from dstrain.predict.loaded import GRAPH
+from dstrain.predict.onnx_model import OnnxModel
 from dstrain.tasks.example_task import SETTINGS
 from dstrain.tasks.retrieval import POOLING
 
@@ -39,31 +38,6 @@ COPIED = (
     "vocab.txt",
     str(POOLING),
 )
-
-
-class OnnxModel:
-    """A graph behind the interface of a Transformers model: `model(input_ids=…, attention_mask=…).logits`."""
-
-    def __init__(self, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors
-        options.intra_op_num_threads = torch.get_num_threads()  # as many as a model of torch has here
-        self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        try:
-            self._session = onnxruntime.InferenceSession(str(folder / GRAPH), options)
-        except Exception as error:  # onnxruntime has a class for each of its codes, and none for all
-            raise UserError(f"{folder / GRAPH} cannot be loaded: {error}; export it again with --onnx") from error
-        self._inputs = [given.name for given in self._session.get_inputs()]
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, **inputs: Tensor) -> Any:
-        """The outputs by name, as tensors."""
-        nothing = torch.zeros_like(inputs["input_ids"])  # token types of a single text
-        given = {name: inputs.get(name, nothing).numpy() for name in self._inputs}
-        values = self._session.run(self._outputs, given)
-        return SimpleNamespace(
-            **{name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
-        )
 
 
 def export_onnx(folder: Path, out: Path, *, int8: bool) -> float:
@@ -92,7 +66,7 @@ def export_onnx(folder: Path, out: Path, *, int8: bool) -> float:
                 (staging / name).parent.mkdir(exist_ok=True)
                 shutil.copy(folder / name, staging / name)
         _write_graph(model, staging / GRAPH)
-        difference = largest_difference(model, OnnxModel(staging))
+        difference = largest_difference(model, OnnxModel(staging, staging / GRAPH))
         if not difference <= LARGEST_DIFFERENCE:  # NaN is not either
             raise UserError(
                 f"{folder} is not exported: an output of the graph differs by {difference:.2e} from the model's, more "

@@ -1,6 +1,6 @@
 """A trained model ready to use: what it takes, and one JSON object for each of what it is given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dstrain.errors import UserError
-from dstrain.predict.loaded import GRAPH, TEXT_TO_TEXT, Loaded, data_keys, load
-from dstrain.predict.rankers import PairScorer, TextEmbedder
+from dstrain.predict.loaded import GRAPH, Loaded, data_keys, load
 from dstrain.recipe.data import QuestionAnsweringData, SentenceExtractionData, TokenClassificationData
+from dstrain.recipe.definition import TASKS, imported
 from dstrain.tasks.batching import batches_by_length, encoded, encoded_pairs, padded
 from dstrain.tasks.question_answering import QuestionAnswering
 from dstrain.tasks.sentences import best, joined, padded_sentences, sentence_scores, sentences_of, split_texts
@@ -45,32 +45,23 @@ class Prediction:
     probability: float
 
 
-def load_predictor(folder: Path, precision: str = "fp32") -> Predictor:
-    """The model of a Transformers folder, or the search of an index. Raises UserError where nothing in it predicts.
+def model_predictor(folder: Path, precision: str = "fp32") -> Predictor:
+    """The model of a Transformers folder. Raises UserError where nothing in it predicts.
 
     Args:
-        folder: of the model, or one that `dstrain index` wrote.
+        folder: of the model.
         precision: of weights and arithmetic: fp32, or bf16, which is faster where the processor has it, and less exact.
     """
-    from dstrain.predict.search import INDEX, Searcher
-
-    if (folder / INDEX).is_file():
-        return Searcher.open(folder)
     loaded = load(folder)
     if precision == "bf16":
         if (folder / GRAPH).is_file():
             raise UserError(f"{folder} is an ONNX graph of fixed precision; use fp32, or the Transformers folder")
         loaded.model.bfloat16()
-    kinds: dict[str, Callable[[Loaded], Predictor]] = {
-        "sequence_classification": TextClassifier,
-        "token_classification": TokenTagger,
-        "sentence_extraction": SentencePicker,
-        "question_answering": AnswerFinder,
-        TEXT_TO_TEXT: TextWriter,
-        "retrieval": TextEmbedder,
-        "ranking": PairScorer,
-    }
-    return kinds[loaded.task](loaded)
+    predictor = TASKS[loaded.task].predictor
+    if predictor is None:
+        raise UserError(f"{folder} holds a model of {loaded.task}, which predicts nothing by itself; use Transformers")
+    made: Predictor = imported(predictor)(loaded)
+    return made
 
 
 class TextClassifier:

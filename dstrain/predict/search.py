@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dstrain.errors import UserError
+from dstrain.predict.predictors import model_predictor
 from dstrain.predict.rankers import DECIMALS, PairScorer, TextEmbedder
 
 INDEX = "index.json"
@@ -136,10 +137,8 @@ class Searcher:
         Raises:
             UserError: index or models cannot be used.
         """
-        from dstrain.predict.predictors import load_predictor
-
         index = Index.open(folder)
-        scorer = None if rerank is None else load_predictor(rerank)
+        scorer = None if rerank is None else model_predictor(rerank)
         if scorer is not None and not isinstance(scorer, PairScorer):
             raise UserError(f"--rerank {rerank} is no cross-encoder; give the export of a run of task ranking")
         return cls(index, embedder_of(index.model), scorer, top)
@@ -167,9 +166,7 @@ class Searcher:
 
 def embedder_of(model: Path) -> TextEmbedder:
     """The bi-encoder of a folder. Raises UserError where it holds another model."""
-    from dstrain.predict.predictors import load_predictor
-
-    found = load_predictor(model)
+    found = model_predictor(model)
     if not isinstance(found, TextEmbedder):
         raise UserError(f"{model} makes no vectors of texts; give the export of a run of task retrieval")
     return found

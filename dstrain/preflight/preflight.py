@@ -16,7 +16,7 @@ from dstrain.preflight.lint import Durations, lint
 from dstrain.preflight.probe import Questions, facts
 from dstrain.recipe.files import is_path
 from dstrain.recipe.keys import flat_values
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.rundir.run_folder import committed_steps, next_attempt
 from dstrain.rundir.timings import Timings
 from dstrain.transport.cluster import stop_timeout_seconds
@@ -134,7 +134,7 @@ def paths(recipe: Recipe) -> list[str]:
 
 def corpora(recipe: Recipe) -> list[tuple[str, str]]:
     """Location and text key of each corpus of shards."""
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return []
     sources = recipe.data.training_sources.values()
     locations = [recipe.data.valid, *(place for source in sources for place in (source.shards, source.valid))]

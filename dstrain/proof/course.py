@@ -13,7 +13,7 @@ from dstrain.plan import corpus_tokens, make_timeline
 from dstrain.proof.fault_entry import ENTRY, Order, Orders
 from dstrain.proof.memory_group import MemoryGroup
 from dstrain.proof.trial import Trial, TrialError
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.rundir.run_folder import attempt_folder, newest_checkpoint_step
 
 POLL_SECONDS = 0.01
@@ -54,12 +54,12 @@ class Course:
     @property
     def reads_shards(self) -> bool:
         """Whether there is a corpus."""
-        return isinstance(self.recipe, MaskedLmRecipe)
+        return isinstance(self.recipe, PretrainingRecipe)
 
     @property
-    def masked_lm_recipe(self) -> MaskedLmRecipe:
+    def masked_lm_recipe(self) -> PretrainingRecipe:
         """The recipe, of a task that reads shards."""
-        assert isinstance(self.recipe, MaskedLmRecipe)
+        assert isinstance(self.recipe, PretrainingRecipe)
         return self.recipe
 
     def start(self) -> None:

@@ -21,7 +21,7 @@ from dstrain.errors import CorpusError, RecipeError
 from dstrain.proof.coverage import Ranges, line_ranges, times_read, without
 from dstrain.proof.training_data import OtherDataError, TrainingData
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 
 PHASES_REMADE = 8  # at most: of each the first step
 Rows = tuple[int, int]  # first and last
@@ -69,7 +69,7 @@ def account_of_documents(run_dir: Path, manifest: Manifest | None, dropped: Sequ
     """
     file = run_dir / "recipe.yaml"
     recipe = load_recipe(file, check_files=False).recipe if file.is_file() else None
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return None
     try:
         data = TrainingData.of_run(run_dir, recipe, manifest)

@@ -30,7 +30,7 @@ from dstrain.proof.run_distance import run_distance
 from dstrain.proof.trial import Trial, TrialError, trial_recipe
 from dstrain.proof.verify_resume import TOLERANCES, empty_folder, topology, value_objections
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 
 STEPS_OF_A_FAULT = 16
 SHORTEST_STEP_SECONDS = 0.05
@@ -80,7 +80,7 @@ def drill(plan: Plan, folder: Path, say: Say) -> list[Outcome]:
         TrialError: the uninterrupted run failed.
     """
     recipe = trial_recipe(plan.recipe, plan.steps, plan.save_every)
-    if isinstance(recipe, MaskedLmRecipe):
+    if isinstance(recipe, PretrainingRecipe):
         recipe = on_linked_corpora(recipe, folder / "corpus")
     whole = Trial(recipe, folder / "whole")
     say(f"whole: {plan.steps} steps on {topology(plan.world, recipe.train.zero.stage)}")

@@ -9,10 +9,10 @@ from dstrain.checkpoint.manifest import Manifest
 from dstrain.data.index import DIGEST_BLOCK_BYTES
 from dstrain.data.locate import locate
 from dstrain.proof.training_data import TrainingData
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 
 
-def on_linked_corpora(recipe: MaskedLmRecipe, folder: Path) -> MaskedLmRecipe:
+def on_linked_corpora(recipe: PretrainingRecipe, folder: Path) -> PretrainingRecipe:
     """The recipe on links to its shards, which lie in a new folder; a sample that cannot be read stops it."""
     locations = {}
     for name, source in recipe.data.training_sources.items():
@@ -41,7 +41,7 @@ def link_corpus(location: str, folder: Path) -> None:
             (folder / file.name).symlink_to(file.resolve())
 
 
-def next_shard(recipe: MaskedLmRecipe, checkpoint: Path) -> Path:
+def next_shard(recipe: PretrainingRecipe, checkpoint: Path) -> Path:
     """The shard that lane 0 reads next after a checkpoint."""
     manifest = Manifest.read(checkpoint)
     data = TrainingData.open(recipe, manifest.data_origin)

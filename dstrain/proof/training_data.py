@@ -18,7 +18,7 @@ from dstrain.plan.streams import training_stream
 from dstrain.plan.timeline import Timeline, make_timeline
 from dstrain.proof.data_steps import RunBatches
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 from dstrain.rundir.prepare import open_sources
 
 
@@ -30,7 +30,7 @@ class OtherDataError(UserError):
 class TrainingData:
     """The sources of a recipe, and the layout of its rows. `lanes` are those of each source, in the recipe's order."""
 
-    recipe: MaskedLmRecipe
+    recipe: PretrainingRecipe
     tokenizer: DocumentTokenizer
     timeline: Timeline
     identity: Identity
@@ -39,7 +39,7 @@ class TrainingData:
     lanes: tuple[SourceLanes, ...]
 
     @classmethod
-    def open(cls, recipe: MaskedLmRecipe, origin: tuple[int, int] = (0, 0)) -> Self:
+    def open(cls, recipe: PretrainingRecipe, origin: tuple[int, int] = (0, 0)) -> Self:
         """Open the data of a recipe.
 
         Args:
@@ -59,7 +59,7 @@ class TrainingData:
         return cls(recipe, tokenizer, timeline, identity, spec, Layout(spec), lanes)
 
     @classmethod
-    def of_run(cls, run: Path, recipe: MaskedLmRecipe, manifest: Manifest | None) -> Self:
+    def of_run(cls, run: Path, recipe: PretrainingRecipe, manifest: Manifest | None) -> Self:
         """Open the data of a run, as its newest checkpoint has it.
 
         Raises:
@@ -97,7 +97,7 @@ class TrainingData:
         if is_run and not (path / "recipe.yaml").is_file():
             raise UserError(f"{path} is no run's folder: it has no recipe.yaml; give what `dstrain run` wrote into")
         recipe = load_recipe(path / "recipe.yaml" if is_run else source, overrides).recipe
-        if not isinstance(recipe, MaskedLmRecipe):
+        if not isinstance(recipe, PretrainingRecipe):
             raise UserError(
                 f"{source} is of task {recipe.task}, whose rows are no parts of shards; give one of masked_lm"
             )

@@ -18,7 +18,7 @@ from dstrain.data.ledger import LEDGER_NAME, read_ledger
 from dstrain.errors import UserError
 from dstrain.plan.schedule import warmup_steps
 from dstrain.recipe.phases import Phase
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.recipe.training import PhaseSchedule, Schedule
 from dstrain.rundir.run_folder import attempt_folder, next_attempt
@@ -46,7 +46,7 @@ def trial_recipe(recipe: Recipe, steps: int, save_every: int, *, dropout: bool =
         "evaluate": recipe.evaluate.model_copy(update={"every_steps": None}),
         "log": recipe.log.model_copy(update={"every_steps": 1, "tensorboard": False}),
     }
-    if isinstance(recipe, MaskedLmRecipe):
+    if isinstance(recipe, PretrainingRecipe):
         data: dict[str, object] = {"valid": None, "lanes": recipe.lanes}
         if recipe.data.sources is not None:
             sources = recipe.data.sources.items()

@@ -6,7 +6,7 @@ It is as strict as the loader about keys, types and ranges; rules between keys a
 import json
 from typing import Any
 
-from dstrain.recipe.keys import RECIPES
+from dstrain.recipe.definition import definition_of, task_names
 from dstrain.recipe.schema import CommonRecipe
 from dstrain.recipe.sweep import Sweep
 
@@ -19,23 +19,24 @@ _SWEEP = {"anyOf": [{"$ref": "#/$defs/Sweep"}, {"type": "null"}], "default": Non
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the schema of every kind of recipe (draft 2020-12).
+    """Return the schema of every kind of recipe, those of installed packages too (draft 2020-12).
 
     A recipe with a `base` may leave out what the base has, and may un-set any key with null.
     """
     definitions: dict[str, Any] = {}
     options = []
-    for recipe in RECIPES:
+    recipes = [definition_of(task).recipe for task in task_names()]
+    for recipe in recipes:
         schema = recipe.model_json_schema(by_alias=True)
         definitions |= schema.pop("$defs")
         definitions[recipe.__name__] = schema
         options.append({"$ref": f"#/$defs/{recipe.__name__}"})
     sweep = Sweep.model_json_schema()
     definitions |= sweep.pop("$defs") | {"Sweep": sweep}
-    required = {recipe: _required(definitions[recipe.__name__], definitions) for recipe in RECIPES}
+    required = {recipe: _required(definitions[recipe.__name__], definitions) for recipe in recipes}
     for definition in definitions.values():
         _loosen(definition)
-    for recipe in RECIPES:
+    for recipe in recipes:
         _allow_base(definitions[recipe.__name__], recipe, required[recipe])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -7,28 +7,8 @@ from typing import Any, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from dstrain.base.section import Section
-from dstrain.recipe.schema import (
-    ClassificationRecipe,
-    CommonRecipe,
-    MaskedLmRecipe,
-    QuestionAnsweringRecipe,
-    RankingRecipe,
-    RetrievalRecipe,
-    SentenceExtractionRecipe,
-    SequenceToSequenceRecipe,
-    TokenClassificationRecipe,
-)
-
-RECIPES: tuple[type[CommonRecipe], ...] = (
-    MaskedLmRecipe,
-    ClassificationRecipe,
-    TokenClassificationRecipe,
-    QuestionAnsweringRecipe,
-    RetrievalRecipe,
-    RankingRecipe,
-    SequenceToSequenceRecipe,
-    SentenceExtractionRecipe,
-)
+from dstrain.recipe.definition import definition_of, task_names
+from dstrain.recipe.schema import CommonRecipe
 
 
 def section_fields(section: type[Section]) -> dict[str, FieldInfo]:
@@ -82,8 +62,8 @@ def tag_choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def recipe_class(task: object) -> type[CommonRecipe] | None:
-    """Return the recipe class for a task's name."""
-    return next((recipe for recipe in RECIPES if task in allowed_words(recipe.model_fields["task"])), None)
+    """Return the recipe class for a task's name; None where there is no such task."""
+    return definition_of(task).recipe if isinstance(task, str) and task in task_names() else None
 
 
 def leaf_defaults(section: type[Section], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dstrain.architectures.linears import is_target, linear_names
 from dstrain.architectures.shape import MATMUL_ARCHITECTURES
-from dstrain.recipe.metrics import not_measured
+from dstrain.recipe.measured import not_measured
 from dstrain.recipe.pair_slots import SHORTEST_PAIR
 
 Verdict = str | None

@@ -10,6 +10,7 @@ from dstrain.architectures.keys import Model, ModelKeys, TextToTextModel
 from dstrain.base.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dstrain.recipe.data import (
     ClassificationData,
+    ExampleData,
     MaskedLmData,
     QuestionAnsweringData,
     RetrievalData,
@@ -44,8 +45,8 @@ class CommonRecipe(Section):
     hang_timeout_seconds: PositiveFloat = 1200.0  # a rank that stands still for longer is ended, and the run restarted
 
     @property
-    def objective(self) -> str:
-        """What is computed: the task, for most. It names a file of `dstrain/tasks/` and decides the model's heads."""
+    def head(self) -> str:
+        """The task whose head the model has, by which its parameters are counted: for most this one."""
         return self.task
 
 
@@ -60,10 +61,9 @@ def default_lanes(global_batches: Sequence[int]) -> int:
     return next(lanes for lanes in range(most, 0, -1) if common % lanes == 0)
 
 
-class MaskedLmRecipe(CommonRecipe):
-    """Masked-language-model pretraining. The sum of `phases` is the run's length; without them `train` says it."""
+class PretrainingRecipe(CommonRecipe):
+    """Pretraining on rows of shards. The sum of `phases` is the run's length; without them `train` says it."""
 
-    task: Literal["masked_lm"]
     model: Model
     data: MaskedLmData
     phases: tuple[Phase, ...] = ()
@@ -83,9 +83,22 @@ class MaskedLmRecipe(CommonRecipe):
         return math.gcd(self.train.global_batch_rows, *filter(None, of_phases))
 
     @property
-    def objective(self) -> str:
-        """`masked_lm`, or `paired_masked_lm` where there is one by pairs beside it."""
+    def head(self) -> str:
+        """`masked_lm`, or `paired_masked_lm` where there is one for pairs beside it."""
         return "masked_lm" if self.data.pairs.objective == "none" else "paired_masked_lm"
+
+
+class MaskedLmRecipe(PretrainingRecipe):
+    """Masked-language-model pretraining. The sum of `phases` is the run's length; without them `train` says it."""
+
+    task: Literal["masked_lm"]
+
+
+class ExampleRecipe(CommonRecipe):
+    """Fine-tuning on labelled examples."""
+
+    model: Model | TextToTextModel
+    data: ExampleData
 
 
 class Loss(Section):
@@ -95,7 +108,7 @@ class Loss(Section):
     label_smoothing: Fraction = 0.0
 
 
-class ClassificationRecipe(CommonRecipe):
+class ClassificationRecipe(ExampleRecipe):
     """Fine-tuning of a sequence classifier."""
 
     task: Literal["sequence_classification"]
@@ -104,7 +117,7 @@ class ClassificationRecipe(CommonRecipe):
     loss: Loss = Loss()
 
 
-class TokenClassificationRecipe(CommonRecipe):
+class TokenClassificationRecipe(ExampleRecipe):
     """Fine-tuning of a tagger of words: named entities and their like."""
 
     task: Literal["token_classification"]
@@ -113,7 +126,7 @@ class TokenClassificationRecipe(CommonRecipe):
     loss: Loss = Loss()
 
 
-class QuestionAnsweringRecipe(CommonRecipe):
+class QuestionAnsweringRecipe(ExampleRecipe):
     """Fine-tuning of a finder of answers in a text."""
 
     task: Literal["question_answering"]
@@ -134,7 +147,7 @@ class ContrastiveLoss(Section):
     symmetric: bool = False
 
 
-class RetrievalRecipe(CommonRecipe):
+class RetrievalRecipe(ExampleRecipe):
     """Fine-tuning of a bi-encoder: queries and documents as unit vectors, from the mean over tokens or from [CLS]."""
 
     task: Literal["retrieval"]
@@ -150,7 +163,7 @@ class RankingLoss(Section):
     kind: Literal["group", "pointwise"] = "group"
 
 
-class RankingRecipe(CommonRecipe):
+class RankingRecipe(ExampleRecipe):
     """Fine-tuning of a cross-encoder: one number for a query and a document read together, to put candidates in order.
 
     Evaluation ranks a query's candidates, where it has none its judged documents and its negatives.
@@ -181,7 +194,7 @@ class Decoding(Section):
     min_new_tokens: NonNegativeInt = 0
 
 
-class SequenceToSequenceRecipe(CommonRecipe):
+class SequenceToSequenceRecipe(ExampleRecipe):
     """Training of a model that writes text from text: translation and summarisation."""
 
     task: Literal["sequence_to_sequence"]
@@ -191,7 +204,7 @@ class SequenceToSequenceRecipe(CommonRecipe):
     decoding: Decoding = Decoding()
 
 
-class SentenceExtractionRecipe(CommonRecipe):
+class SentenceExtractionRecipe(ExampleRecipe):
     """Fine-tuning of a finder of the sentences that sum up a text (extractive summarisation)."""
 
     task: Literal["sentence_extraction"]
@@ -199,13 +212,4 @@ class SentenceExtractionRecipe(CommonRecipe):
     data: SentenceExtractionData
 
 
-ExampleRecipe = (
-    ClassificationRecipe
-    | TokenClassificationRecipe
-    | QuestionAnsweringRecipe
-    | RetrievalRecipe
-    | RankingRecipe
-    | SequenceToSequenceRecipe
-    | SentenceExtractionRecipe
-)
-Recipe = MaskedLmRecipe | ExampleRecipe
+Recipe = PretrainingRecipe | ExampleRecipe

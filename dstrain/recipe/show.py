@@ -9,7 +9,7 @@ import yaml
 from dstrain.recipe.difference import Difference, shown
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.load import LoadedRecipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.source import parse_scalar
 
 # What the model and its optimizer state are, and where a run saves. Of a path it is what lies there that counts, and
@@ -87,7 +87,7 @@ def resume_differences(old: Recipe, new: Recipe) -> list[Difference]:
     """
     before, after = flat_values(old), flat_values(new)
     fixed = _FIXED_FOR_A_RUN
-    if not (isinstance(old, MaskedLmRecipe) and isinstance(new, MaskedLmRecipe)):
+    if not (isinstance(old, PretrainingRecipe) and isinstance(new, PretrainingRecipe)):
         fixed |= _FIXED_FOR_EXAMPLES
     keys = [*before, *(key for key in after if key not in before)]
     return [

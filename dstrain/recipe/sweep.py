@@ -16,8 +16,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dstrain.base.section import NonNegativeInt, PositiveInt, Section
+from dstrain.recipe.measured import not_measured
 from dstrain.recipe.messages import given, nearest, unknown_key, wrong_value
-from dstrain.recipe.metrics import Metric, not_measured
+from dstrain.recipe.metrics import Metric
 from dstrain.recipe.source import Node, Place, Problem
 
 Value = str | bool | int | float

@@ -10,11 +10,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dstrain.base.section import Section
+from dstrain.recipe.definition import task_names
 from dstrain.recipe.files import absolute, file_problems, is_path
 from dstrain.recipe.keys import (
-    RECIPES,
     all_keys,
-    allowed_words,
     allows_null,
     entry_section,
     leaf_defaults,
@@ -77,7 +76,7 @@ def _with_known_sections(tree: Node) -> tuple[Node, type[CommonRecipe], list[str
     task = root.get("task")
     recipe_type = recipe_class(task.value) if task is not None else None
     if recipe_type is None:
-        tasks = [word for recipe in RECIPES for word in allowed_words(recipe.model_fields["task"])]
+        tasks = task_names()
         problems.append(_choice_problem(tree, "task", task, tasks))
         close = _close(task, tasks)
         recipe_type = recipe_class(close or tasks[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.errors import UserError
-from dstrain.recipe.metrics import MEASURED
+from dstrain.recipe.definition import definitions
 from dstrain.report import figures
 from dstrain.report.intervals import Judged, intervals, worst
 from dstrain.report.runs import RunSummary, differ_by_chance_alone, read_metrics, spreads, summarize_run
@@ -147,7 +147,7 @@ def _curves(run_dirs: Sequence[Path], names: Sequence[str]) -> list[Picture]:
     wanted = [(name, title, [each.training for each in logged]) for name, title in CURVES]
     evaluations = [each.evaluations for each in logged]
     # Of what is measured of the model: that which it is compared with never changes.
-    for name in dict.fromkeys(name for names_of in MEASURED.values() for name in ("loss", *names_of)):
+    for name in dict.fromkeys(name for _, definition in definitions() for name in definition.measures):
         wanted.append((f"valid_{name}", f"held-out {name.replace('_', ' ')}", evaluations))
     of_sources = {key for entries in evaluations for entry in entries for key in entry if key.startswith("valid_loss.")}
     wanted += [(key, f"held-out loss, {key.partition('.')[2]}", evaluations) for key in sorted(of_sources)]

@@ -20,7 +20,7 @@ from dstrain.diagnose.verdict import RankFailure
 from dstrain.errors import UserError
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.sweep import CHANCE
 
 
@@ -221,8 +221,8 @@ def _digest_but_for_chance(recipe: Recipe) -> str:
 
 
 def _chance(recipe: Recipe) -> str:
-    folds = None if isinstance(recipe, MaskedLmRecipe) else recipe.data.folds
-    fold = "" if isinstance(recipe, MaskedLmRecipe) or folds is None else f", fold {recipe.data.fold} of {folds}"
+    folds = None if isinstance(recipe, PretrainingRecipe) else recipe.data.folds
+    fold = "" if isinstance(recipe, PretrainingRecipe) or folds is None else f", fold {recipe.data.fold} of {folds}"
     return f"{recipe.train.seed} and {recipe.data.seed}{fold}"
 
 
@@ -254,7 +254,7 @@ def _settings(recipe: Recipe) -> dict[str, str]:
 def _batch(recipe: Recipe) -> str:
     """Rows and tokens of a global step, where they change in the order of the phases."""
     own = recipe.train.global_batch_rows, recipe.data.row_tokens
-    phases = recipe.phases if isinstance(recipe, MaskedLmRecipe) else ()
+    phases = recipe.phases if isinstance(recipe, PretrainingRecipe) else ()
     of_phases = [(p.train.global_batch_rows or own[0], p.data.sequence_length or own[1]) for p in phases]
     distinct = [batch for batch, _ in groupby(of_phases or [own])]
     return " → ".join(f"{rows} rows × {tokens} tokens" for rows, tokens in distinct)
@@ -262,7 +262,7 @@ def _batch(recipe: Recipe) -> str:
 
 def _data(recipe: Recipe) -> str:
     """Where the training data lies; of a mixture, with the names of its sources."""
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return _shown(recipe.data.train)
     shards = {name: _shown(source.shards) for name, source in recipe.data.training_sources.items()}
     return ", ".join(f"{name}: {where}" for name, where in shards.items()) if recipe.data.sources else shards["train"]

@@ -22,7 +22,7 @@ from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.plan.timeline import make_timeline
 from dstrain.recipe.difference import Difference
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml, resume_differences
 from dstrain.rundir.run_folder import newest_checkpoint_step, next_attempt
 
@@ -69,14 +69,14 @@ def data_differences(run_dir: Path, recipe: Recipe) -> list[Difference]:
         CorpusError: the shards cannot be read.
     """
     manifest = newest_manifest(run_dir)
-    if manifest is None or not isinstance(recipe, MaskedLmRecipe) or manifest.identity.get("task") != recipe.task:
+    if manifest is None or not isinstance(recipe, PretrainingRecipe) or manifest.identity.get("task") != recipe.task:
         return []
     identity = identity_of(recipe)
     base = {"base": manifest.identity["base"]} if "base" in manifest.identity else {}  # known once the model is built
     return changes(manifest, identity | base)
 
 
-def identity_of(recipe: MaskedLmRecipe) -> Identity:
+def identity_of(recipe: PretrainingRecipe) -> Identity:
     """What fixes the rows of a recipe, from the contents of its shards and its tokenizer.
 
     Raises:
@@ -106,7 +106,7 @@ def open_corpus(recipe: Recipe) -> None:
     Raises:
         CorpusError: they cannot be used as they are.
     """
-    if isinstance(recipe, MaskedLmRecipe):
+    if isinstance(recipe, PretrainingRecipe):
         tokenizer = load_document_tokenizer(recipe.tokenizer)
         sources = recipe.data.training_sources.values()
         valid = [recipe.data.valid, *(source.valid for source in sources)]
@@ -114,12 +114,12 @@ def open_corpus(recipe: Recipe) -> None:
             _open(location, recipe, tokenizer)
 
 
-def open_sources(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[str, Corpus]:
+def open_sources(recipe: PretrainingRecipe, tokenizer: DocumentTokenizer) -> dict[str, Corpus]:
     """The corpora that a recipe trains on, by their names. Raises CorpusError."""
     return {name: _open(source.shards, recipe, tokenizer) for name, source in recipe.data.training_sources.items()}
 
 
-def _open(location: str, recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> Corpus:
+def _open(location: str, recipe: PretrainingRecipe, tokenizer: DocumentTokenizer) -> Corpus:
     """Open a corpus, and have a look at its shards: ranks would notice a truncated one where they first read it."""
     data = recipe.data
     corpus = Corpus.open(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dstrain.convert.commands import export_command as export_checkpoint
 from dstrain.errors import EXIT_DONE, UserError
+from dstrain.predict.load_predictor import load_predictor
 from dstrain.predict.loaded import GRAPH, transformers_folder
-from dstrain.predict.predictors import load_predictor
 
 
 def export_command(args: Namespace) -> int:

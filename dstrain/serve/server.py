@@ -15,8 +15,8 @@ import torch
 import uvicorn
 
 from dstrain.errors import EXIT_DONE, UserError
+from dstrain.predict.load_predictor import load_predictor
 from dstrain.predict.loaded import transformers_folder
-from dstrain.predict.predictors import load_predictor
 from dstrain.serve.app import Limits, Values, make_app
 
 SHORTEST_TOKEN = 16

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dstrain.errors import UserError
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.recipe.sweep import SearchedKey, Sweep
 from dstrain.report.page import read_predictions, write_report
 
@@ -25,7 +25,7 @@ def repeats(recipe: Recipe, seeds: int) -> Sweep:
     Raises:
         UserError: that is a single run.
     """
-    folds = None if isinstance(recipe, MaskedLmRecipe) else recipe.data.folds
+    folds = None if isinstance(recipe, PretrainingRecipe) else recipe.data.folds
     first = recipe.train.seed
     parameters = {}
     if seeds > 1:
@@ -49,7 +49,7 @@ def repeats(recipe: Recipe, seeds: int) -> Sweep:
 
 def fixed_split(recipe: Recipe) -> list[str]:
     """The override that keeps what is held out the same whatever the seed."""
-    if isinstance(recipe, MaskedLmRecipe) or recipe.data.split_seed is not None or recipe.data.valid is not None:
+    if isinstance(recipe, PretrainingRecipe) or recipe.data.split_seed is not None or recipe.data.valid is not None:
         return []
     return [f"data.split_seed={recipe.data.seed}"]
 

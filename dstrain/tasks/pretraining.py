@@ -34,7 +34,7 @@ from dstrain.model.sparse import IGNORED, Objective
 from dstrain.plan import BatchPlan, batch_plan, step_flops
 from dstrain.plan.streams import training_stream, validation_stream
 from dstrain.plan.timeline import PhasePlan, Timeline, make_timeline
-from dstrain.recipe.schema import MaskedLmRecipe
+from dstrain.recipe.schema import PretrainingRecipe
 from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import MicroBatch, RowDocument, StepBatch, Task, TaskTotals, perplexity
 
@@ -66,7 +66,7 @@ class Pretraining(Task):
             "labels": rows.labels,
         }
 
-    def __init__(self, recipe: MaskedLmRecipe, runtime: Runtime) -> None:
+    def __init__(self, recipe: PretrainingRecipe, runtime: Runtime) -> None:
         self.recipe, self.runtime = recipe, runtime
         tokenizer = load_document_tokenizer(recipe.tokenizer)
         sources = recipe.data.training_sources
@@ -181,7 +181,7 @@ class Pretraining(Task):
     # ------------------------------------------------------------ export
 
     @staticmethod
-    def save_extras(recipe: MaskedLmRecipe, folder: Path) -> None:
+    def save_extras(recipe: PretrainingRecipe, folder: Path) -> None:
         """The tokenizer, so that the exported folder is whole."""
         AutoTokenizer.from_pretrained(recipe.tokenizer, local_files_only=True).save_pretrained(folder)
 
@@ -202,7 +202,7 @@ class Pretraining(Task):
         )
 
 
-def _open(recipe: MaskedLmRecipe, location: str, tokenizer: DocumentTokenizer) -> Corpus:
+def _open(recipe: PretrainingRecipe, location: str, tokenizer: DocumentTokenizer) -> Corpus:
     data = recipe.data
     return Corpus.open(
         location,
@@ -220,7 +220,7 @@ def _bad_samples(corpus: Corpus) -> Iterator[str]:
         yield from corpus.bad_samples
 
 
-def _totals(recipe: MaskedLmRecipe, timeline: Timeline) -> TaskTotals:
+def _totals(recipe: PretrainingRecipe, timeline: Timeline) -> TaskTotals:
     shape = model_shape(recipe.model)
     return TaskTotals(
         timeline,
@@ -237,7 +237,7 @@ class _ValidSet:
     batches: int
 
 
-def _valid_sets(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[str | None, _ValidSet]:
+def _valid_sets(recipe: PretrainingRecipe, tokenizer: DocumentTokenizer) -> dict[str | None, _ValidSet]:
     """`data.valid` (None), and what sources have of their own by their names."""
     locations: dict[str | None, str | None] = {None: recipe.data.valid}
     locations.update((name, source.valid) for name, source in recipe.data.training_sources.items())
@@ -249,7 +249,7 @@ def _valid_sets(recipe: MaskedLmRecipe, tokenizer: DocumentTokenizer) -> dict[st
     return sets
 
 
-def _valid_batches(recipe: MaskedLmRecipe, tokens: int) -> int:
+def _valid_batches(recipe: PretrainingRecipe, tokens: int) -> int:
     """How many global batches an evaluation takes: as asked, or as many as the held-out tokens fill."""
     if recipe.evaluate.batches is not None:
         return recipe.evaluate.batches

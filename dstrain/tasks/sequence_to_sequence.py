@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from dstrain.data.tokens import DocumentTokenizer
+from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.model.text_to_text import build_text_to_text, decoder_start, generation_config
 from dstrain.recipe.schema import SequenceToSequenceRecipe
 from dstrain.tasks.batching import LENGTH_MULTIPLE, encoded, padded
@@ -151,6 +151,11 @@ class SequenceToSequence(ExampleTask[TextPair]):
     def described(self, example: TextPair) -> tuple[int, str, str]:
         """See `ExampleTask`."""
         return example.line, " | ".join(example.targets), example.source
+
+    @classmethod
+    def rebuilt(cls, recipe: Any, seed: int, config: dict[str, Any]) -> PreTrainedModel:
+        """See `Task`."""
+        return build_text_to_text(recipe.model, seed, load_document_tokenizer(recipe.tokenizer))
 
     @staticmethod
     def training_logits(model: PreTrainedModel, documents: Sequence[Tensor]) -> list[Tensor]:

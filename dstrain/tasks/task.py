@@ -1,6 +1,5 @@
 """What a task supplies to the one training loop: a model, the rows of each step, and how to score."""
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -12,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from dstrain.base.counter_rng import stream_key
+from dstrain.model.encoder import build_again
 from dstrain.plan.timeline import PhasePlan, Timeline
+from dstrain.recipe.definition import definition_of
 from dstrain.recipe.schema import Recipe
 from dstrain.runtime.runtime import Runtime
 
@@ -175,10 +176,9 @@ def perplexity(loss: float) -> float:
 
 
 def task_class(recipe: Recipe) -> type["Task"]:
-    """The class of a recipe's objective: `masked_lm` is `MaskedLm` of `dstrain.tasks.masked_lm`."""
-    name = "".join(map(str.capitalize, recipe.objective.split("_")))
-    found: type[Task] = getattr(importlib.import_module(f"dstrain.tasks.{recipe.objective}"), name)
-    return found
+    """What trains a recipe."""
+    trained: type[Task] = definition_of(recipe.task).trained(recipe)
+    return trained
 
 
 class Task(ABC):
@@ -296,6 +296,17 @@ class Task(ABC):
         """What must not change between a checkpoint and its resume (corpus digest, batch, masking, …), as JSON."""
 
     # ------------------------------------------------------------ export: needs a recipe and a model, no data
+
+    @classmethod
+    def rebuilt(cls, recipe: Any, seed: int, config: dict[str, Any]) -> PreTrainedModel:
+        """The model of a run with adapters as it was before the first step.
+
+        Args:
+            recipe: of the run.
+            seed: of the initial weights.
+            config: of the model, as the checkpoint has it.
+        """
+        return build_again(recipe.model, seed, AutoConfig.for_model(**config), cls.auto_model)
 
     @staticmethod
     @abstractmethod

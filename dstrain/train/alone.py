@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.task import Task
 from dstrain.train.main import build_task, prepare
@@ -25,6 +25,6 @@ def on_one_device(recipe: Recipe) -> Recipe:
     """The recipe for a single rank with whole gradients in reach: no ZeRO, no compilation, no process for the data."""
     train = recipe.train.model_copy(update={"zero": type(recipe.train.zero)(), "compile": False})
     changes: dict[str, object] = {"train": train}
-    if isinstance(recipe, MaskedLmRecipe):
+    if isinstance(recipe, PretrainingRecipe):
         changes["data"] = recipe.data.model_copy(update={"prefetch_steps": 0})
     return recipe.model_copy(update=changes)

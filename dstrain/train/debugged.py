@@ -252,7 +252,7 @@ class Look:
         checkpointing, on_cpu = recipe.model.activation_checkpointing, self._runtime.device.type == "cpu"
         activations = activation_bytes(recipe, shape, checkpointing=checkpointing, on_cpu=on_cpu)
         count, frozen = (
-            sum(parameters_of(recipe.model, shape, recipe.objective).values()),
+            sum(parameters_of(recipe.model, shape, recipe.head).values()),
             frozen_parameters(recipe.model, shape),
         )
         memory = rank_memory(recipe, count, activations, world, recipe.train.zero.stage, frozen)

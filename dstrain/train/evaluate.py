@@ -14,7 +14,7 @@ from dstrain.checkpoint.load import take
 from dstrain.checkpoint.manifest import run_of, step_of
 from dstrain.errors import EXIT_DONE, UserError
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.schema import MaskedLmRecipe, Recipe
+from dstrain.recipe.schema import PretrainingRecipe, Recipe
 from dstrain.train.alone import alone
 from dstrain.train.state import restore_state
 
@@ -45,7 +45,7 @@ def _where(recipe: Recipe, split: str) -> str:
     """What the metrics are of."""
     if location := getattr(recipe.data, split, None):
         return str(location)
-    if not isinstance(recipe, MaskedLmRecipe):
+    if not isinstance(recipe, PretrainingRecipe):
         return f"held out of {recipe.data.train}"
     sources = recipe.data.training_sources.items()
     return ", ".join(f"{name} {source.valid}" for name, source in sources if source.valid is not None)

@@ -267,7 +267,7 @@ def test_pairs_are_planned_exactly() -> None:
         module(**named, token_type_ids=types, pair_starts=starts, pair_labels=labels)
     shape = model_shape(recipe.model)
     assert step_flops(recipe, shape).forward * batch[0].numel() == pytest.approx(counter.get_total_flops(), rel=1e-12)
-    counts = parameters_of(recipe.model, shape, recipe.objective)
+    counts = parameters_of(recipe.model, shape, recipe.head)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in module.parameters())
     stated = activation_bytes(recipe, shape, checkpointing=False, on_cpu=True) - not_kept_bytes(recipe, shape)
     assert stated == pytest.approx(kept_sum(kept), rel=0.03)

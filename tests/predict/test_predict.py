@@ -18,8 +18,9 @@ from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 from dstrain.errors import UserError
 from dstrain.predict.command import predict_command, predict_items
 from dstrain.predict.items import Item, read_items
+from dstrain.predict.load_predictor import load_predictor
 from dstrain.predict.loaded import transformers_folder
-from dstrain.predict.predictors import TextClassifier, load_predictor
+from dstrain.predict.predictors import TextClassifier
 
 TEXTS = ["red apple", "green leaf of the tree", "the blue sky " * 12, "apple"]
 

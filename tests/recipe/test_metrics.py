@@ -2,15 +2,16 @@
 
 from typing import get_args
 
-from dstrain.recipe.keys import RECIPES
-from dstrain.recipe.metrics import MEASURED, not_measured
+from dstrain.recipe.definition import definitions
+from dstrain.recipe.measured import not_measured
 from dstrain.recipe.training import EarlyStopping, KeepBest
 
 
-def test_every_task_has_its_metrics() -> None:
-    tasks = {word for recipe in RECIPES for word in get_args(recipe.model_fields["task"].annotation)}
-    assert MEASURED.keys() == tasks
-    assert all(not_measured(name, task) is None for task, names in MEASURED.items() for name in ("loss", *names))
+def test_every_task_has_its_keys_and_its_metrics() -> None:
+    for task, definition in definitions():
+        assert get_args(definition.recipe.model_fields["task"].annotation) == (task,)
+        assert len(definition.measures) > 1
+        assert all(not_measured(name, task) is None for name in definition.measures)
 
 
 def test_a_metric_is_named_as_reports_or_as_the_log_has_it() -> None:

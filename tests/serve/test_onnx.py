@@ -12,7 +12,9 @@ import transformers
 from dstrain.cli import main
 from dstrain.corpus.train_tokenizer import train_wordpiece, write_tokenizer
 from dstrain.predict.items import Item
-from dstrain.predict.onnx import OnnxModel, largest_difference, load_with_head
+from dstrain.predict.loaded import GRAPH
+from dstrain.predict.onnx import largest_difference, load_with_head
+from dstrain.predict.onnx_model import OnnxModel
 from dstrain.serve.agreement import agreement
 
 pytestmark = pytest.mark.slow
@@ -52,7 +54,7 @@ def model_folder(folder: Path, architecture: str = "Bert", head: str = "Sequence
 def test_a_graph_computes_what_its_model_computes(tmp_path: Path, architecture: str, head: str) -> None:
     folder = model_folder(tmp_path / "model", architecture, head)
     assert main(["export", str(folder), "--onnx", "--out", str(tmp_path / "onnx")]) == 0
-    model, graph = load_with_head(folder), OnnxModel(tmp_path / "onnx")
+    model, graph = load_with_head(folder), OnnxModel(tmp_path / "onnx", tmp_path / "onnx" / GRAPH)
     assert largest_difference(model, graph) < 1e-4
     ids = torch.randint(5, 64, (5, 70))
     with torch.inference_mode():

@@ -16,9 +16,9 @@ from training import model_weights, training
 from dstrain.cli import main
 from dstrain.plan.text import make_plan
 from dstrain.predict.items import read_items
-from dstrain.predict.predictors import load_predictor
+from dstrain.predict.load_predictor import load_predictor
+from dstrain.recipe.definition import definition_of
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.show import resolved_yaml
 from dstrain.report.intervals import intervals
 from dstrain.report.page import read_predictions
@@ -209,7 +209,7 @@ def test_a_head_is_planned_resumed_and_exported_exactly(
     evaluation = next(line for line in reversed(logged(folder / f"{name}-whole")) if "valid_loss" in line)
     assert evaluation["step"] == 6
     assert {f"valid_{metric}" for metric in METRICS[name]} <= evaluation.keys()
-    assert measured(evaluation) <= {"loss", *MEASURED[HEADS[name][1]]}
+    assert measured(evaluation) <= definition_of(HEADS[name][1]).measures.keys()
     assert evaluation["valid_report"]["rows"] == 5
     judged = read_predictions(folder / f"{name}-whole", "valid")
     scores = intervals(judged, evaluation["valid_report"].get("labels", ()))

@@ -38,8 +38,8 @@ from dstrain.data.stream import RowStream
 from dstrain.model.encoder import build_model, document_mask
 from dstrain.plan.text import make_plan
 from dstrain.proof.replay import Replay, replay
+from dstrain.recipe.definition import definition_of
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import MaskedLmRecipe, Recipe
 from dstrain.recipe.show import resolved_yaml
 from dstrain.runtime.runtime import Runtime
@@ -119,7 +119,7 @@ def test_one_gradient_for_every_split_and_stage(tiny_recipe: RecipeMaker) -> Non
             found += [metrics for _, _, metrics in ranks]
     for metrics in found:
         assert metrics == pytest.approx(found[0], rel=1e-5)
-        assert metrics.keys() == {"loss", *MEASURED["masked_lm"]}
+        assert metrics.keys() == definition_of("masked_lm").measures.keys()
         assert metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"])) == pytest.approx(256, rel=0.2)
         assert metrics["pair_loss"] == pytest.approx(np.log(2), rel=0.1)
         assert 0.2 < metrics["pair_accuracy"] < 0.8

@@ -15,11 +15,11 @@ from sklearn.metrics import ndcg_score
 from dstrain.cli import main
 from dstrain.errors import CorpusError
 from dstrain.plan.text import make_plan
-from dstrain.predict.predictors import load_predictor
+from dstrain.predict.load_predictor import load_predictor
 from dstrain.predict.search import Index
 from dstrain.recipe.data import RetrievalData
+from dstrain.recipe.definition import definition_of
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.metrics import MEASURED
 from dstrain.report.page import read_predictions
 from dstrain.tasks.calibration import calibration
 from dstrain.tasks.queries import read_queries
@@ -229,7 +229,7 @@ def test_an_index_finds_what_the_evaluation_found(
     ]
     evaluation = evaluated(bi_encoder)
     for name in TREC:
-        assert name in MEASURED["ranking"] and name in MEASURED["retrieval"]
+        assert name in definition_of("ranking").measures and name in definition_of("retrieval").measures
         assert evaluation[f"valid_{name}"] == pytest.approx(np.mean([each[name] for each in scores])), name
     assert main(["predict", str(bi_encoder), str(corpus)]) == 0
     lines = said(capsys)
@@ -277,7 +277,7 @@ def test_a_cross_encoder_puts_what_was_found_in_order(
         scores.append(ranking_scores([line["document"] for line in own], relevance(record)))
     evaluation = evaluated(cross_encoder)
     for name in TREC:
-        assert name in MEASURED["ranking"] and name in MEASURED["retrieval"]
+        assert name in definition_of("ranking").measures and name in definition_of("retrieval").measures
         assert evaluation[f"valid_{name}"] == pytest.approx(np.mean([each[name] for each in scores])), name
     as_given = evaluation["valid_report"]["baselines"]["as given"]["ndcg_10"]
     assert evaluation["valid_as_given_ndcg_10"] == as_given == 1.0, "a document of its own comes first in the file"

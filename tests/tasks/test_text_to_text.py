@@ -20,8 +20,8 @@ from dstrain.errors import RecipeError, UserError
 from dstrain.model.text_to_text import build_text_to_text
 from dstrain.plan.text import make_plan
 from dstrain.predict.onnx import export_onnx
+from dstrain.recipe.definition import definition_of
 from dstrain.recipe.load import load_recipe
-from dstrain.recipe.metrics import MEASURED
 from dstrain.recipe.schema import SequenceToSequenceRecipe
 from dstrain.runtime.runtime import Runtime
 from dstrain.tasks.sequence_to_sequence import NOTHING, SequenceToSequence, Writer
@@ -109,7 +109,7 @@ def test_a_model_is_planned_resumed_and_exported_exactly(
     )
     evaluation = next(line for line in reversed(logged(folder / f"{name}-whole")) if "valid_loss" in line)
     assert {f"valid_{metric}" for metric in ("loss", "bleu", "chrf", "baseline_bleu")} <= evaluation.keys()
-    assert measured(evaluation) <= {"loss", *MEASURED["sequence_to_sequence"]}
+    assert measured(evaluation) <= definition_of("sequence_to_sequence").measures.keys()
     assert main(["ckpt", "export", str(folder / f"{name}-whole")]) == 0
     capsys.readouterr()
     source = folder / "valid.en"

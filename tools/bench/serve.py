@@ -101,7 +101,7 @@ def calls_per_second(model: Path, texts: list[str], seconds: int, precision: str
     code = (
         "import sys, time, json; from pathlib import Path\n"
         "from dstrain.predict.loaded import transformers_folder\n"
-        "from dstrain.predict.predictors import load_predictor\n"
+        "from dstrain.predict.load_predictor import load_predictor\n"
         "model = load_predictor(transformers_folder(Path(sys.argv[1])), sys.argv[4]); texts = json.loads(sys.argv[2])\n"
         "[model.answers([(text,)], 1) for text in texts[:8]]\n"
         "begin, done = time.perf_counter(), 0\n"
