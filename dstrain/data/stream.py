@@ -40,12 +40,20 @@ main(sys.argv[1:])
 """
 
 
+class DataProcessError(RuntimeError):
+    """The data process of this rank has died. `data_process_exit_code` is negative for a signal."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.data_process_exit_code = exit_code
+
+
 class RowStream:
     """Iterates over the `StepRows` of rank `rank` of `world`, from data step `first_step` on, without end.
 
     With `prefetch_steps` of 0 the rows are made in this process, otherwise in one background process, at most that many
     steps ahead. The arrays of a step are valid until the next one is asked for. Raises CorpusError from the
-    constructor or from `next`, RuntimeError when the background process died. Close it, or use it in a `with`.
+    constructor or from `next`, DataProcessError when the background process died. Close it, or use it in a `with`.
     """
 
     def __init__(
@@ -178,11 +186,12 @@ class _InBackground:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send_bytes(message)
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> DataProcessError:
         self._connection.close()
         status = self._process.wait()
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-        return RuntimeError(
+        return DataProcessError(
+            status,
             f"the data process (pid {self._process.pid}) {how}; if nobody killed it, the machine may be out of "
-            "memory: see `dmesg`"
+            "memory: see `dmesg`",
         )

@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import TypeAdapter
+
+from dstrain.base.phases import RankPhase
 from dstrain.base.processes import kernel_oom_victims
-from dstrain.diagnose.verdict import RankFailure
+from dstrain.base.typed_json import read_typed
+from dstrain.diagnose.failure import Hang, RankFailure
 from dstrain.errors import EXIT_FAILURE, EXIT_USER_ERROR
 from dstrain.transport.launchers import LauncherEnd, launcher_log
 
@@ -119,7 +123,7 @@ def rank_failures(
         code, time_unix, host = exit_codes.get(rank, (None, ended_unix, error["host"] if error else ""))
         log = _rank_log(attempt_folder, rank)
         process = _json(attempt_folder / "ranks" / f"rank-{rank:05d}.json") or {}
-        hang = None if error else _json(attempt_folder / "hangs" / f"rank-{rank:05d}.json")
+        hang = None if error else read_hang(attempt_folder, rank)
         if error:
             moment = clocks.here(error["host"], error["monotonic"], error["time_unix"])
         else:
@@ -132,15 +136,15 @@ def rank_failures(
                 time_unix=error["time_unix"] if error else time_unix,
                 kind=error["kind"] if error else None,
                 error_type=error["type"] if error else None,
-                message=error["message"] if error else hang_words(hang) if hang else "",
-                phase=error["phase"] if error else hang["phase"] if hang else None,
-                step=error["step"] if error else hang["step"] if hang else step,
+                message=error["message"] if error else "",
+                phase=_phase(error) if error else hang.phase if hang else None,
+                step=error["step"] if error else hang.step if hang else step,
                 log=str(log),
                 log_tail=log_tail(log),
                 monotonic=moment,
                 blames_rank=error.get("blames_rank") if error else None,
-                is_hang=hang is not None,
-                stack=tuple(hang["stack"]) if hang else (),
+                hang=hang,
+                data_process_exit_code=error.get("data_process_exit_code") if error else None,
                 out_of_memory=(process.get("host"), process.get("pid")) in oom_victims,
             )
         )
@@ -161,10 +165,18 @@ def rank_failures(
     return found
 
 
-def hang_words(hang: Mapping[str, Any]) -> str:
-    """What `dstrain.rundir.heartbeat` has found of a rank that it killed."""
-    how = "its process was stopped" if hang["is_stopped"] else "it stood still"
-    return f"{how} for {hang['seconds']:.0f} s in phase {hang['phase']}, and was killed"
+def read_hang(attempt_folder: Path, rank: int) -> Hang | None:
+    """What the watch of a rank's node wrote as it killed it; None if it did not. Raises UserError: damaged."""
+    return read_typed(hang_file(attempt_folder, rank), TypeAdapter(Hang))
+
+
+def hang_file(attempt_folder: Path, rank: int) -> Path:
+    """Where the watch writes that."""
+    return attempt_folder / "hangs" / f"rank-{rank:05d}.json"
+
+
+def _phase(error: Mapping[str, Any]) -> RankPhase | None:
+    return None if error["phase"] is None else RankPhase(error["phase"])
 
 
 def agent_reports(attempt_folder: Path) -> dict[int, dict[str, Any]]:

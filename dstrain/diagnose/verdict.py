@@ -4,85 +4,21 @@ When one rank dies, its peers lose their connections to it and fail as well, oft
 more text. So consequences are told from causes first, and only then is the earliest one taken.
 """
 
-import re
-import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-# What a rank says that lost a peer, in gloo's, NCCL's and the c10d store's words.
-_CONSEQUENCE = re.compile(
-    r"Connection (?:was )?(?:closed by|reset by|refused|aborted)|Broken pipe|pair closure|Socket (?:closed|Timeout)"
-    r"|data process .* was killed by SIGTERM"
-    r"|recvValue failed|failed to recv|remote process exited|ncclRemoteError|communicator was aborted"
-    r"|(?:Timed out|timed out|Timeout) (?:waiting|after waiting)|collective operation timeout"
-)
-_OWN_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT)
+from pydantic import TypeAdapter
 
-_LINE_CHARACTERS = 160
+from dstrain.base.typed_json import read_typed
+from dstrain.diagnose.causes import is_lasting
+from dstrain.diagnose.failure import RankFailure
+
+VERDICT_FILE = "verdict.json"  # in an attempt's folder
+
 OnHang = Literal["restart", "stop"]
 Decision = Literal["restart", "restart without the node", "give up", "user error"]
-
-
-@dataclass(frozen=True)
-class RankFailure:
-    """One rank that did not end well; `rank` None stands for the agent that starts them.
-
-    `exit_code` is negative for a signal, as in `subprocess`; None if unknown.
-    """
-
-    rank: int | None
-    host: str
-    exit_code: int | None
-    time_unix: float
-    kind: Literal["user", "exception"] | None = None  # None: it left no last words
-    error_type: str | None = None
-    message: str = ""
-    phase: str | None = None
-    step: int | None = None
-    log: str = ""
-    log_tail: tuple[str, ...] = ()
-    monotonic: float | None = None  # when, by the supervisor's monotonic clock: comparable between hosts
-    blames_rank: int | None = None  # whose failure it reports, where all ranks learn of it together
-    is_hang: bool = False  # it stood still and was killed for that
-    stack: tuple[str, ...] = ()  # where it stood then, the innermost frame first
-    out_of_memory: bool = False  # the kernel's log says that it killed this very process for memory
-
-    @property
-    def is_consequence(self) -> bool:
-        """Whether it failed because another rank had failed (or was ended by the agent after that)."""
-        if self.blames_rank is not None and self.blames_rank != self.rank:
-            return True
-        if self.kind == "user":
-            return False
-        if self.kind == "exception":
-            return _CONSEQUENCE.search(self.message) is not None
-        if self.exit_code == -signal.SIGTERM:
-            return True
-        return self.exit_code == -signal.SIGABRT and _CONSEQUENCE.search("\n".join(self.log_tail)) is not None
-
-    @property
-    def is_lost_node(self) -> bool:
-        """Whether a whole node ended without a word, so that others may do better."""
-        return self.rank is None and self.kind is None
-
-    @property
-    def who(self) -> str:
-        """`rank 1 on node7`."""
-        return f"{'the launcher' if self.rank is None else f'rank {self.rank}'} on {self.host}"
-
-    @property
-    def how(self) -> str:
-        """How it ended, in words."""
-        if self.error_type is not None:
-            return f"{self.error_type}: {self.message.strip() or '(no message)'}"
-        if self.message:
-            return self.message
-        if self.exit_code is None:
-            return "ended without saying why"
-        if self.exit_code < 0:
-            return f"killed by {signal_name(-self.exit_code)}"
-        return f"exited with code {self.exit_code}"
 
 
 @dataclass(frozen=True)
@@ -101,29 +37,10 @@ class Verdict:
         """What `verdict.json` holds."""
         return asdict(self)
 
-    def as_text(self) -> str:
-        """For people, ends without a newline."""
-        first = self.first
-        where = "" if first.step is None else f" at step {first.step:,}"
-        if first.phase is not None:
-            where += f", phase {first.phase}"
-        lines = [f"attempt {self.attempt}: {first.who} failed first{where}"]
-        lines += _field("what", first.how)
-        if self.cause:
-            lines += _field("cause", self.cause)
-        if self.remedy:
-            lines += _field("remedy", self.remedy)
-        if first.stack:
-            lines += _field("stack", "\n".join(first.stack))
-        if first.log:
-            lines += _field("log", first.log)
-            lines += [f"            | {line}" for line in first.log_tail]
-        if self.consequences:
-            one, *more = self.consequences
-            others = f" (and {len(more)} more)" if more else ""
-            lines += _field("after it", f"{one.who}: {_first_line(one.how)}{others}")
-        lines += _field("decision", f"{self.decision}: {self.reason}")
-        return "\n".join(lines)
+    @classmethod
+    def read(cls, attempt_folder: Path) -> "Verdict | None":
+        """The one of an attempt; None if there is none. Raises UserError: the file is damaged."""
+        return read_typed(attempt_folder / VERDICT_FILE, TypeAdapter(cls))
 
 
 @dataclass(frozen=True)
@@ -179,7 +96,7 @@ def decide(
         return "user error", "the input has to be corrected first"
     if is_lasting(first):
         return "give up", "every restart would meet it again"
-    if first.is_hang and on_hang == "stop":
+    if first.hang is not None and on_hang == "stop":
         return "give up", "the profile says on_hang: stop"
     without_progress = 0
     for failure in reversed(past):
@@ -196,140 +113,3 @@ def decide(
     if first.is_lost_node and hosts_left:
         return "restart without the node", f"{first.host} is left out, {', '.join(hosts_left)} remain; {count}"
     return "restart", count
-
-
-def explain(first: RankFailure, new_oom_kills: int | None) -> tuple[str, str]:
-    """(cause, remedy) of the known kinds of failure; ("", "") for the others, whose own words have to do.
-
-    `new_oom_kills` is how many processes the kernel killed for memory during the attempt; None where that is not known.
-    """
-    text = _text(first)
-    for pattern, cause, remedy in _HANGS:
-        if re.match(pattern, first.message):
-            return cause, remedy
-    if (first.exit_code == -signal.SIGKILL and first.kind is None) or _DATA_PROCESS_KILLED.search(text):
-        if new_oom_kills or first.out_of_memory:
-            return (
-                "the kernel's out-of-memory killer: the machine or its control group ran out of host memory",
-                "lower train.micro_batch_rows, start fewer ranks on the node, or raise its memory limit",
-            )
-        unknown = "" if new_oom_kills == 0 else ", perhaps the kernel's out-of-memory killer (see `dmesg`)"
-        return (f"something outside the run sent SIGKILL{unknown}", "find out who; nothing in the run has to change")
-    if first.exit_code == -signal.SIGBUS or "bus error" in text.lower():
-        return (
-            "a mapped file lost its storage: /dev/shm is full, or a shard was truncated",
-            "look at `df -h /dev/shm`, and run `dstrain shards check` on the corpus",
-        )
-    for pattern, cause, remedy in (*_LASTING, *_KNOWN):
-        if re.search(pattern, text):
-            return cause, remedy
-    if first.exit_code is not None and -first.exit_code in _OWN_FAULTS and first.kind is None:
-        return ("a crash in native code", "see the Python stacks of all threads in the log; try train.compile=false")
-    return "", ""
-
-
-def is_lasting(first: RankFailure) -> bool:
-    """Whether the installation is at fault, so that no restart can help."""
-    return any(re.search(pattern, _text(first)) for pattern, _, _ in _LASTING)
-
-
-def _text(first: RankFailure) -> str:
-    """All that it said, the type of its exception first."""
-    return "\n".join([first.error_type or "", first.message, *first.log_tail])
-
-
-_HANGS: tuple[tuple[str, str, str], ...] = (
-    (
-        r"its process was stopped for .*, and was killed",
-        "something stopped its process: SIGSTOP, or a debugger",
-        "find out who; nothing in the run has to change",
-    ),
-    (
-        r"it stood still for .* in phase data, and was killed",
-        "its data process made no rows: it hangs, or the storage does",
-        "look at that node's storage; the log has the stacks. If the data are only slow, raise hang_timeout_seconds",
-    ),
-    (
-        r"it stood still for .*, and was killed",
-        "it hangs, and the other ranks waited for it",
-        "the logs have every rank's stacks. If that phase only takes long, raise hang_timeout_seconds",
-    ),
-)
-_DATA_PROCESS_KILLED = re.compile(r"data process .* was killed by SIGKILL")
-
-_LASTING: tuple[tuple[str, str, str], ...] = (
-    (
-        r"is required for a normal functioning of this module, but found|VersionConflict|DistributionNotFound"
-        r"|version `[\w.]+' not found|undefined symbol|Mismatched NCCL version|compiled using NumPy 1"
-        r"|ImportError\ncannot import name",
-        "versions of packages that do not fit together",
-        "install those of constraints.txt into the interpreter that the ranks run in (its path is in command.json)",
-    ),
-    (
-        r"No module named '?([\w.]+)",
-        "a Python package is missing where the ranks run",
-        "install the project's dependencies into the interpreter that `dstrain` runs in",
-    ),
-    (
-        r"cannot open shared object file",
-        "a shared library is missing where the ranks run",
-        "install the library that the message names, or load its module in the profile (`modules`)",
-    ),
-)
-
-_KNOWN: tuple[tuple[str, str, str], ...] = (
-    (
-        r"shared memory\(shm\)|/dev/shm|[Ee]rror while creating shared memory",
-        "/dev/shm, the memory that processes share, is full or too small",
-        "look at `df -h /dev/shm`; in a container enlarge it (`--shm-size`, or mount the host's)",
-    ),
-    (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
-        "the device ran out of memory",
-        "lower train.micro_batch_rows (the global batch stays), set model.activation_checkpointing=true, "
-        "or raise train.zero.stage",
-    ),
-    (
-        r"[Nn]o space left|ENOSPC|\[Errno 28\]|Disk quota exceeded|\[Errno 122\]",
-        "the disk is full",
-        "free some space (`dstrain ckpt prune`, a lower checkpoint.keep_last), then run the same command again",
-    ),
-    (
-        r"Address already in use|EADDRINUSE|\[Errno 98\]",
-        "another program holds the port of the process group",
-        "nothing, where each attempt takes another port; else free the port that the profile's network section names",
-    ),
-    (
-        r"CUDA error|device-side assert|ECC error|\bXid\b",
-        "the device reported an error",
-        "look at `nvidia-smi -q` and `dmesg`; if it comes again on the same device, take that device out",
-    ),
-    (
-        r"collective operation timeout|[Tt]imed out waiting|Timeout waiting",
-        "a rank waited too long for the others: one hangs, is far slower, or lost its network",
-        "send SIGUSR2 to the ranks of a run that hangs: each writes all its stacks into its log",
-    ),
-    (
-        _CONSEQUENCE.pattern,
-        "a rank lost the connection to another one that left no trace of its own",
-        "look at the other ranks' logs and at the network between the nodes",
-    ),
-)
-
-
-def signal_name(number: int) -> str:
-    """`SIGKILL` for 9; `signal 200` for one without a name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _first_line(text: str) -> str:
-    line = text.splitlines()[0]
-    return line if len(line) <= _LINE_CHARACTERS else line[: _LINE_CHARACTERS - 1] + "…"
-
-
-def _field(name: str, text: str) -> list[str]:
-    first, *rest = text.splitlines()
-    return [f"  {name:<9} {first}", *(f"            {line}" for line in rest)]

@@ -24,12 +24,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dstrain.base.environment import flight_recorder_pipes
 from dstrain.base.phases import RankPhase
 from dstrain.diagnose import stacks
+from dstrain.diagnose.evidence import hang_file
+from dstrain.diagnose.failure import Hang
 from dstrain.diagnose.flight_recorder import have_recorded
 from dstrain.errors import UserError
 from dstrain.recipe.load import load_recipe
@@ -207,18 +210,12 @@ class Watch:
         if not frames:
             logs = (self._folder / "logs").glob(f"*/rank-{blamed.rank:05d}.log")
             frames = next((found for log in logs if (found := stacks.in_log(log))), ())
-        content = {
-            "rank": blamed.rank,
-            "phase": blamed.phase,
-            "step": blamed.step,
-            "is_stopped": blamed.is_stopped,
-            "seconds": round(seconds, 1),
-            "stack": list(frames),
-            "time_unix": time.time(),
-        }
+        hang = Hang(blamed.phase, round(seconds, 1), blamed.is_stopped, blamed.step, tuple(frames))
+        content = {**asdict(hang), "rank": blamed.rank, "time_unix": time.time()}
         with contextlib.suppress(OSError):
-            write_json(self._folder / "hangs" / f"rank-{blamed.rank:05d}.json", content)
-            (self._folder / "hangs" / f"rank-{blamed.rank:05d}.txt").write_text(text)
+            file = hang_file(self._folder, blamed.rank)
+            write_json(file, content)
+            file.with_suffix(".txt").write_text(text)
         _send(blamed.pid, signal.SIGKILL)
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 from dstrain.base import environment
 from dstrain.base.devices import count_devices
-from dstrain.diagnose.verdict import explain, first_failure
+from dstrain.diagnose.causes import explain
+from dstrain.diagnose.verdict import first_failure
 from dstrain.doctor.speeds import BENCH, BENCH_PLAN, RankSpeed, judge_speeds, links
 from dstrain.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from dstrain.observe.progress import RunProgress

@@ -15,6 +15,8 @@ from statistics import median
 from dstrain.base.phases import RankPhase
 from dstrain.base.storage import Place
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name
+from dstrain.diagnose.verdict import Verdict
+from dstrain.diagnose.verdict_text import verdict_line
 from dstrain.errors import EXIT_DONE
 from dstrain.observe.run_record import RunRecord, State, check_run_folder, lock_holder, state_of_run
 from dstrain.rundir.attempt_files import read_status
@@ -208,12 +210,8 @@ def stragglers(nodes: Sequence[NodeStatus]) -> tuple[Straggler, ...]:
 def _last_verdict(run_dir: Path, attempts: int) -> tuple[int | None, str | None]:
     """The newest verdict, in a line."""
     for number in range(attempts, 0, -1):
-        if verdict := read_json(attempt_folder(run_dir, number) / "verdict.json"):
-            first = verdict["first"]
-            who = f"rank {first['rank']}" if first["rank"] is not None else "the launcher"
-            how = verdict["cause"] or first["message"] or first["error_type"] or f"exit code {first['exit_code']}"
-            where = f" on {first['host']}" if first["host"] else ""
-            return number, f"{who}{where}: {how.splitlines()[0]}; {verdict['decision']}: {verdict['reason']}"
+        if (verdict := Verdict.read(attempt_folder(run_dir, number))) is not None:
+            return number, verdict_line(verdict)
     return None, None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.manifest import MANIFEST, checkpoint_folder, committed
+from dstrain.diagnose.verdict import VERDICT_FILE, Verdict
 from dstrain.plan import corpus_tokens, make_timeline
 from dstrain.proof.fault_entry import ENTRY, Order, Orders
 from dstrain.proof.memory_group import MemoryGroup
@@ -109,12 +110,13 @@ class Course:
         found = [line for line in map(json.loads, lines) if (line["attempt"], line["phase"]) == (attempt, phase)]
         return None if not found else found[-1 if last else 0]
 
-    def verdict(self, attempt: int) -> dict[str, Any] | None:
-        """The verdict on an attempt, with the time when it was there; None without any."""
-        file = attempt_folder(self.run_dir, attempt) / "verdict.json"
-        if not file.exists():
-            return None
-        return {**json.loads(file.read_text()), "time_unix": file.stat().st_mtime}
+    def verdict(self, attempt: int) -> Verdict | None:
+        """The verdict on an attempt; None without any."""
+        return Verdict.read(attempt_folder(self.run_dir, attempt))
+
+    def verdict_unix(self, attempt: int) -> float:
+        """When it was there."""
+        return (attempt_folder(self.run_dir, attempt) / VERDICT_FILE).stat().st_mtime
 
     def noticed(self, attempt: int) -> float | None:
         """When the first one, rank or agent, wrote down that something was wrong."""

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from dstrain.base.devices import count_devices
 from dstrain.base.phases import RankPhase
+from dstrain.diagnose.verdict import Verdict
+from dstrain.diagnose.verdict_text import how_it_failed, verdict_summary
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dstrain.plan import batch_plan
 from dstrain.plan.batch import most_ranks
@@ -192,7 +194,7 @@ def _recovers(course: Course, fault: Fault, outcome: Outcome, attempt: int, save
     injected = max(course.fired(), course.injected_unix)
     verdict = course.verdict(attempt)
     if verdict is not None:
-        ended = verdict["time_unix"]
+        ended = course.verdict_unix(attempt)
         over = ended if expected.exit_code is None else over
         noticed = course.noticed(attempt)
         outcome.detected_after = max(0.0, min(ended, noticed or ended) - injected)
@@ -239,40 +241,28 @@ def _compare(course: Course, outcome: Outcome, reference: Path, since: int) -> N
     outcome.notes += value_objections(distance, TOLERANCES[course.recipe.train.precision] if count_devices() else None)
 
 
-def verdict_objections(expected: Any, verdict: dict[str, Any] | None, rank: int) -> list[str]:
+def verdict_objections(expected: Any, verdict: Verdict | None, rank: int) -> list[str]:
     """In what a verdict is not the expected one. Pure."""
     if verdict is None:
         return ["there is no verdict"] if expected.fails else []
     if not expected.fails:
         return [f"there is a verdict, though nothing failed: {_in_words(verdict, None)}"]
-    first, found = verdict["first"], []
-    if expected.blames_rank and first["rank"] != rank:
-        found.append(f"the verdict blames rank {first['rank']}, not {rank}")
-    how = f"{first['error_type']}: {first['message']}" if first["error_type"] else first["message"]
-    how = how or _signal_words(first["exit_code"])
-    for name, pattern, text in (("what", expected.how, how), ("cause", expected.cause, verdict["cause"])):
+    first, found = verdict.first, []
+    if expected.blames_rank and first.rank != rank:
+        found.append(f"the verdict blames rank {first.rank}, not {rank}")
+    how = how_it_failed(first)
+    for name, pattern, text in (("what", expected.how, how), ("cause", expected.cause, verdict.cause)):
         if not re.search(pattern, text):
             found.append(f"the verdict's {name} is {text!r}, which has no {pattern!r}")
-    if verdict["decision"] != expected.decision:
-        found.append(f"the decision is {verdict['decision']!r}, not {expected.decision!r}")
+    if verdict.decision != expected.decision:
+        found.append(f"the decision is {verdict.decision!r}, not {expected.decision!r}")
     return found
 
 
-def _in_words(verdict: dict[str, Any] | None, exit_code: int | None) -> str:
+def _in_words(verdict: Verdict | None, exit_code: int | None) -> str:
     if verdict is None:
         return "none: the command was killed" if exit_code == KILLED else f"none: exit code {exit_code}"
-    first = verdict["first"]
-    how = first["error_type"] or _signal_words(first["exit_code"])
-    cause = f" ({verdict['cause'].partition(':')[0]})" if verdict["cause"] else ""
-    return f"rank {first['rank']}: {how}{cause}: {verdict['decision']}"
-
-
-def _signal_words(exit_code: int | None) -> str:
-    from dstrain.diagnose.verdict import signal_name
-
-    if exit_code is None or exit_code >= 0:
-        return f"exit code {exit_code}"
-    return f"killed by {signal_name(-exit_code)}"
+    return verdict_summary(verdict)
 
 
 # ---------------------------------------------------------------- the command

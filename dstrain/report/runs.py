@@ -16,7 +16,8 @@ from typing import Any
 from dstrain.architectures.pair_shape import PairShape
 from dstrain.architectures.shape import model_shape
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
-from dstrain.diagnose.verdict import RankFailure
+from dstrain.diagnose.verdict import VERDICT_FILE, Verdict
+from dstrain.diagnose.verdict_text import failed, how_it_failed
 from dstrain.errors import UserError
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.load import load_recipe
@@ -115,7 +116,7 @@ def summarize_run(run_dir: Path) -> RunSummary:
     scores = {name.removeprefix("valid_"): value for name, value in evaluation.items() if name.startswith("valid_")}
     throughput = [entry["tokens_per_second"] for entry in metrics.training[1:] or metrics.training]
     waits = [entry["data_wait_share"] for entry in metrics.training]
-    failures = [text for path in sorted((run_dir / "attempts").glob("*/verdict.json")) if (text := _failure(path))]
+    failures = _failures(run_dir)
     return RunSummary(
         run=str(run_dir),
         name=recipe.name,
@@ -283,13 +284,14 @@ def _newest_checkpoint_step(run_dir: Path) -> int | None:
     return max((step_of(folder) or 0 for folder in committed(run_dir) if (folder / MANIFEST).exists()), default=None)
 
 
-def _failure(verdict_file: Path) -> str | None:
-    """`attempt 1: rank 1 on node7 killed by SIGKILL`, from an attempt's verdict."""
-    verdict = _json(verdict_file)
-    if verdict is None:
-        return None
-    first = RankFailure(**verdict["first"])
-    return f"attempt {verdict['attempt']}: {first.who} {first.how}"
+def _failures(run_dir: Path) -> list[str]:
+    """`attempt 1: rank 1 on node7 killed by SIGKILL`, from each attempt's verdict."""
+    verdicts = [Verdict.read(file.parent) for file in sorted((run_dir / "attempts").glob(f"*/{VERDICT_FILE}"))]
+    return [
+        f"attempt {verdict.attempt}: {failed(verdict.first)} {how_it_failed(verdict.first)}"
+        for verdict in verdicts
+        if verdict is not None
+    ]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

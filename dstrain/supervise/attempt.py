@@ -16,7 +16,7 @@ from dstrain.base.environment import REDACTED
 from dstrain.base.ports import free_port
 from dstrain.base.processes import end_marked, oom_kills
 from dstrain.diagnose import evidence
-from dstrain.diagnose.verdict import RankFailure
+from dstrain.diagnose.failure import RankFailure
 from dstrain.diagnose.watch import watch
 from dstrain.errors import CheckpointError
 from dstrain.observe.progress import RunProgress, Status

@@ -11,7 +11,9 @@ start an attempt ─► wait ─┬─ done ────────────
 import contextlib
 
 from dstrain.base.code_digest import PACKAGE, code_digest
-from dstrain.diagnose.verdict import PastFailure, Verdict, decide, explain, first_failure, signature
+from dstrain.diagnose.causes import explain
+from dstrain.diagnose.verdict import VERDICT_FILE, PastFailure, Verdict, decide, first_failure, signature
+from dstrain.diagnose.verdict_text import verdict_text
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESTART_ME, UserError
 from dstrain.observe.progress import RunProgress
 from dstrain.observe.run_record import Recorder
@@ -70,10 +72,10 @@ def _supervise(job: Job, progress: RunProgress, stops: Stops, recorder: Recorder
             if ended.result == "failed":
                 verdict = judge(number, ended, past, job, stopping=stops.signal is not None)
                 with contextlib.suppress(OSError):  # a full disk may be the very verdict, which is also printed
-                    write_json(attempt_folder(job.run_dir, number) / "verdict.json", verdict.as_json())
+                    write_json(attempt_folder(job.run_dir, number) / VERDICT_FILE, verdict.as_json())
                 if verdict.decision == "user error":
                     raise UserError(verdict.first.message)
-                progress.note(verdict.as_text())
+                progress.note(verdict_text(verdict))
                 if verdict.decision == "give up":
                     return EXIT_FAILURE
                 if verdict.decision == "restart without the node":

@@ -63,9 +63,9 @@ class Project:
         """That this rank is named with its phase and stack, all of its threads' on file; its entry of the verdict."""
         verdict = self.of_attempt(attempt, "verdict.json")
         first: dict[str, Any] = verdict["first"]
-        assert (first["rank"], first["host"], first["is_hang"]) == (rank, host, True)
+        assert (first["rank"], first["host"]) == (rank, host)
         assert (verdict["cause"], verdict["decision"]) == (cause, decision)
-        assert first["phase"] and first["stack"]
+        assert first["phase"] and first["hang"]["stack"]
         stacks = (self.run_dir / f"attempts/{attempt:04d}/hangs/rank-{rank:05d}.txt").read_text()
         assert "MainThread\n    " in stacks  # read by py-spy, from outside
         return first

@@ -192,7 +192,7 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stack_and_the_run_ends_or_
     cause = "it hangs, and the other ranks waited for it"
     first = project.check_hang(2, 0, "node1", cause, "restart")
     assert first["phase"] == "forward"
-    assert any(frame.startswith("hang (dstrain/proof/fault_entry.py:") for frame in first["stack"])
+    assert any(frame.startswith("hang (dstrain/proof/fault_entry.py:") for frame in first["hang"]["stack"])
     assert project.attempts() == 3 and project.hosts_of(3) == {"node1", "node2"}
     project.check()
 

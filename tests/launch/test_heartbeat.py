@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from dstrain.base.phases import RankPhase
-from dstrain.diagnose.evidence import hang_words
+from dstrain.diagnose.causes import explain
+from dstrain.diagnose.failure import Hang, RankFailure
 from dstrain.diagnose.flight_recorder import have_recorded, recorder_environment
 from dstrain.diagnose.stacks import in_log, shortened, spied
-from dstrain.diagnose.verdict import RankFailure, explain
+from dstrain.diagnose.verdict_text import how_it_failed
 from dstrain.diagnose.watch import Watch, hanging
 from dstrain.rundir.attempt_files import write_json
 from dstrain.rundir.heartbeat import Heartbeat, read_heartbeats
@@ -78,9 +79,8 @@ def test_a_rank_is_blamed_only_for_what_cannot_be_waiting() -> None:
     ],
 )
 def test_a_hang_has_a_cause_and_a_remedy(is_stopped: bool, phase: str, how: str, cause: str) -> None:
-    words = hang_words({"is_stopped": is_stopped, "phase": phase, "seconds": 12.0})
-    failure = RankFailure(1, "a", -signal.SIGKILL, 1.0, message=words)
-    assert failure.how == f"{how} for 12 s in phase {phase}, and was killed"
+    failure = RankFailure(1, "a", -signal.SIGKILL, 1.0, hang=Hang(RankPhase(phase), 12.0, is_stopped))
+    assert how_it_failed(failure) == f"{how} for 12 s in phase {phase}, and was killed"
     assert not failure.is_consequence
     found, remedy = explain(failure, 0)
     assert found.startswith(cause)

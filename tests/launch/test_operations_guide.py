@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dstrain.base.phases import RankPhase
 from dstrain.cli import parse
-from dstrain.diagnose.verdict import _HANGS, _KNOWN, _LASTING
+from dstrain.diagnose.causes import _KNOWN, _LASTING, explain
+from dstrain.diagnose.failure import Hang, RankFailure
 from dstrain.preflight.lint import lint
 from dstrain.transport.profile import load_profile
 
@@ -29,7 +31,9 @@ def test_each_command_is_one(command: str) -> None:
 
 
 def test_each_cause_of_a_verdict_is_explained() -> None:
-    causes = [cause for table in (_HANGS, _LASTING, _KNOWN) for _, cause, _ in table]
+    hangs = [Hang(RankPhase.STEP, 1.0, is_stopped=True), *(Hang(phase, 1.0, is_stopped=False) for phase in RankPhase)]
+    causes = sorted({explain(RankFailure(0, "a", -9, 1.0, hang=hang), 0)[0] for hang in hangs})
+    causes += [cause for table in (_LASTING, _KNOWN) for _, cause, _ in table]
     causes += ["out-of-memory killer", "a mapped file lost its storage", "a crash in native code"]
     assert len(causes) == 16
     table = GUIDE[GUIDE.index("| the verdict says |") : GUIDE.index("**Hangs.**")]

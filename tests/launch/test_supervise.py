@@ -369,9 +369,9 @@ def test_a_rank_that_hangs_is_shown_with_its_stack_and_what_follows_is_the_profi
     assert ended == code, output
     verdict = read(tmp_path / "run/attempts/0001/verdict.json")
     assert verdict["decision"] == decision
-    assert (verdict["first"]["rank"], verdict["first"]["is_hang"], verdict["first"]["step"]) == (0, True, 7)
-    assert verdict["first"]["stack"][0].startswith("run_rank (")  # where it stopped itself
-    assert f"  stack     {verdict['first']['stack'][0]}\n" in output
+    assert (verdict["first"]["rank"], verdict["first"]["step"]) == (0, 7)
+    assert verdict["first"]["hang"]["stack"][0].startswith("run_rank (")  # where it stopped itself
+    assert f"  stack     {verdict['first']['hang']['stack'][0]}\n" in output
     (text,) = (tmp_path / "run/attempts/0001/hangs").glob("*.txt")
     assert "MainThread\n    run_rank (" in text.read_text()
     assert len(attempts(tmp_path / "run")) == (2 if code == 0 else 1)

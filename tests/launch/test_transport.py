@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from dstrain.base.processes import end_marked, kernel_oom_victims, marked_processes
+from dstrain.diagnose.causes import explain
 from dstrain.diagnose.evidence import Clocks, rank_failures
-from dstrain.diagnose.verdict import explain
 from dstrain.supervise.attempt import attempt_plan
 from dstrain.transport.command import Cluster, Job, rendezvous_port
 from dstrain.transport.control import Clock, beat

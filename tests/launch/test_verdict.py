@@ -1,17 +1,31 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from dstrain.diagnose.verdict import PastFailure, RankFailure, Verdict, decide, explain, first_failure, signature
+from dstrain.base.phases import RankPhase
+from dstrain.diagnose.causes import explain
+from dstrain.diagnose.failure import Hang, RankFailure
+from dstrain.diagnose.verdict import VERDICT_FILE, PastFailure, Verdict, decide, first_failure, signature
+from dstrain.diagnose.verdict_text import verdict_line, verdict_text
+from dstrain.errors import UserError
 
 KILLED = RankFailure(1, "node7", -signal.SIGKILL, 100.0, step=120, log="runs/a/attempts/0001/logs/node7/rank-00001.log")
 LOST_PEER = RankFailure(
-    0, "node7", 1, 99.5, "exception", "RuntimeError", "[gloo] Connection closed by peer [10.0.0.2]:4711", "forward", 120
+    0,
+    "node7",
+    1,
+    99.5,
+    "exception",
+    "RuntimeError",
+    "[gloo] Connection closed by peer [10.0.0.2]:4711",
+    RankPhase.FORWARD,
+    120,
 )
 ENDED_BY_AGENT = RankFailure(2, "node7", -signal.SIGTERM, 99.0)
-ERROR = RankFailure(3, "node8", 1, 101.0, "exception", "ValueError", "loss is nan", "backward", 121)
+ERROR = RankFailure(3, "node8", 1, 101.0, "exception", "ValueError", "loss is nan", RankPhase.BACKWARD, 121)
 USER = RankFailure(0, "node7", 2, 100.0, "user", "CorpusError", "shard-3.tar: Connection refused is its text")
 
 PROGRESS = PastFailure(True, None)
@@ -75,7 +89,7 @@ def test_a_lost_node_is_left_out_where_enough_are_left() -> None:
 
 
 def test_a_hang_ends_the_run_only_where_the_profile_says_so() -> None:
-    hang = replace(KILLED, is_hang=True)
+    hang = replace(KILLED, hang=Hang(RankPhase.FORWARD, 60.0, is_stopped=False))
     assert decide(hang, [NONE], 3)[0] == "restart"
     assert decide(hang, [NONE], 3, on_hang="stop") == ("give up", "the profile says on_hang: stop")
     assert decide(KILLED, [NONE], 3, on_hang="stop")[0] == "restart"
@@ -97,7 +111,7 @@ def test_text_of_a_killed_rank() -> None:
         1, "node7", -9, 100.0, step=1120, log="runs/a/attempts/0001/logs/node7/rank-00001.log", log_tail=tail
     )
     assert (
-        verdict_of([LOST_PEER, killed, ENDED_BY_AGENT], oom_kills=1).as_text()
+        verdict_text(verdict_of([LOST_PEER, killed, ENDED_BY_AGENT], oom_kills=1))
         == """\
 attempt 1: rank 1 on node7 failed first at step 1,120
   what      killed by SIGKILL
@@ -113,7 +127,7 @@ attempt 1: rank 1 on node7 failed first at step 1,120
 
 def test_text_of_an_error_that_came_twice() -> None:
     assert (
-        verdict_of([ERROR], past=2).as_text()
+        verdict_text(verdict_of([ERROR], past=2))
         == """\
 attempt 1: rank 3 on node8 failed first at step 121, phase backward
   what      ValueError: loss is nan
@@ -127,6 +141,37 @@ def test_json_is_json_and_holds_everything() -> None:
     assert content["first"]["exit_code"] == -9
     assert content["consequences"][0]["message"] == LOST_PEER.message
     assert content["decision"] == "restart"
+
+
+def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
+    hang = Hang(RankPhase.SAVE_VOTE, 60.0, is_stopped=False, step=7, stack=("wait (store.py:1)",))
+    verdict = verdict_of([replace(KILLED, hang=hang, log_tail=("step 7",)), LOST_PEER])
+    (tmp_path / VERDICT_FILE).write_text(json.dumps(verdict.as_json()))
+    assert Verdict.read(tmp_path) == verdict
+    assert verdict_line(verdict).startswith("rank 1 on node7: it hangs, and the other ranks waited for it; restart: 1")
+    assert Verdict.read(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"rank": 1', '"rank": -1', "first.rank: Input should be greater than or equal to 0"),
+        ('"rank": 1', '"rank": "one"', "first.rank: Input should be a valid integer"),
+        ('"decision": "restart"', '"decision": "hope"', "decision: Input should be 'restart'"),
+        ('"cause":', '"because":', "cause: Field required"),
+        ('"attempt": 1', '"attempt": 1,', None),
+    ],
+)
+def test_a_damaged_verdict_is_one_error_that_names_file_and_key(
+    tmp_path: Path, old: str, new: str, problem: str | None
+) -> None:
+    written = json.dumps(verdict_of([KILLED]).as_json())
+    assert old in written
+    (tmp_path / VERDICT_FILE).write_text(written.replace(old, new, 1))
+    with pytest.raises(UserError) as raised:
+        Verdict.read(tmp_path)
+    assert str(tmp_path / VERDICT_FILE) in str(raised.value)
+    assert problem is None or problem in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +212,7 @@ def test_sigkill_is_blamed_on_memory_only_where_the_kernel_counted_it() -> None:
     assert explain(KILLED, 0)[0] == "something outside the run sent SIGKILL"
     assert "perhaps" in explain(KILLED, None)[0]
     assert "out-of-memory killer:" in explain(replace(KILLED, out_of_memory=True), None)[0]
-    reader = RankFailure(0, "a", 1, 1.0, "exception", "RuntimeError", "the data process (5) was killed by SIGKILL")
+    reader = RankFailure(0, "a", 1, 1.0, "exception", "DataProcessError", "it died", data_process_exit_code=-9)
     assert "out-of-memory killer:" in explain(reader, 1)[0]
 
 

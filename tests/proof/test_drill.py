@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from dstrain.cli import main
+from dstrain.diagnose.failure import RankFailure
+from dstrain.diagnose.verdict import Verdict
 from dstrain.errors import UserError
 from dstrain.proof.course import Course
 from dstrain.proof.drill import Outcome, make_plan, outcomes_text, try_fault, verdict_objections
@@ -20,11 +22,15 @@ from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
 
 RecipeMaker = Callable[..., Recipe]
-KILLED = {
-    "first": {"rank": 1, "exit_code": -9, "error_type": None, "message": ""},
-    "cause": "something outside the run sent SIGKILL",
-    "decision": "restart",
-}
+KILLED = Verdict(
+    attempt=1,
+    first=RankFailure(rank=1, host="node7", exit_code=-9, time_unix=1.0),
+    consequences=(),
+    cause="something outside the run sent SIGKILL",
+    remedy="",
+    decision="restart",
+    reason="",
+)
 
 # fault: who and how, as the verdict has it; the most steps that may be lost (saved every 4; a step may go by unseen)
 SIGKILL = "rank 1: killed by SIGKILL (something outside the run sent SIGKILL): restart"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dstrain.diagnose.verdict import RankFailure, Verdict
+from dstrain.diagnose.failure import RankFailure
+from dstrain.diagnose.verdict import Verdict
 from dstrain.errors import UserError
 from dstrain.report.page import read_predictions
 from dstrain.report.runs import read_metrics, scores_in_words, summarize_run
