@@ -23,6 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines() or [type(error).__name__]:
             print(f"error: {line}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:
+        from dstrain.base.extras import explained
+
+        if (missing := explained(error)) is None:
+            raise
+        print(f"error: dstrain {args.command}: {missing}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, is gone

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 from dstrain.base.environment import RankVariables
+from dstrain.base.extras import explained
 from dstrain.base.processes import die_with_parent, may_be_traced_by
 from dstrain.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, UserError
 from dstrain.rundir.attempt_files import read_status, write_json
@@ -63,13 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         if rank == 0:
             step = read_status(arguments.run_dir, arguments.attempt).get("step")
             write_json(folder / "outcome.json", {"outcome": outcome, "step": step})
-    except BaseException as error:  # also KeyboardInterrupt and SystemExit: a rank never ends without its last words
+    except BaseException as raised:  # also KeyboardInterrupt and SystemExit: a rank never ends without its last words
+        failure = (explained(raised) if isinstance(raised, ModuleNotFoundError) else None) or raised
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
-        last_words = describe_error(error, rank, host, read_status(arguments.run_dir, arguments.attempt))
+        last_words = describe_error(failure, rank, host, read_status(arguments.run_dir, arguments.attempt))
         with contextlib.suppress(OSError):
             write_json(folder / "errors" / f"rank-{rank:05d}.json", last_words)
-        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILURE
+        return EXIT_USER_ERROR if isinstance(failure, UserError) else EXIT_FAILURE
     return EXIT_DONE
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from dstrain.base.extras import require
 from dstrain.errors import UserError
 from dstrain.predict.predictors import model_predictor
 from dstrain.predict.rankers import DECIMALS, PairScorer, TextEmbedder
@@ -187,10 +188,9 @@ def _embedded(embedder: TextEmbedder, texts: Sequence[str], file: Path, batch_ro
 
 
 def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("this index needs FAISS, which is not installed; run: pip install 'dstrain[faiss]'") from None
+    require("faiss", "this index")
+    import faiss
+
     return faiss
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from dstrain.base.extras import require
 from dstrain.errors import UserError
 from dstrain.plan import kept_checkpoints, make_timeline, recipe_checkpoint_bytes
 from dstrain.preflight.ask import Answer, ask, token
@@ -36,8 +37,9 @@ def check_launch(job: Job, recipe: Recipe, *, lost_nodes_matter: bool = True) ->
         The job, with those spare hosts that could stand in.
 
     Raises:
-        UserError: one line for each thing that is wrong on a node.
+        UserError: one line for each thing that is wrong on a node; or an extra that the recipe needs is not installed.
     """
+    require_extras(recipe)
     findings, _ = examine(job, recipe)
     own = [finding for finding in findings if finding.host not in job.spare_hosts]
     wrong = [finding for finding in own if finding.level == "error"]
@@ -53,6 +55,14 @@ def check_launch(job: Job, recipe: Recipe, *, lost_nodes_matter: bool = True) ->
             print(f"{finding.level}: {finding}", file=sys.stderr)
     unfit_hosts = {finding.host for finding in unfit}
     return replace(job, spare_hosts=tuple(host for host in job.spare_hosts if host not in unfit_hosts))
+
+
+def require_extras(recipe: Recipe) -> None:
+    """Raises MissingExtraError where a recipe needs packages that are not installed here."""
+    if recipe.task != "masked_lm":
+        require("tasks", f"task: {recipe.task}")
+    if recipe.model.lora is not None:
+        require("lora", "model.lora")
 
 
 def check_profile(profile: Profile, timings: Timings) -> None:

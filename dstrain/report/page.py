@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dstrain.base.extras import require
 from dstrain.errors import UserError
 from dstrain.recipe.definition import definitions
 from dstrain.report import figures
@@ -56,8 +57,9 @@ def write_report(
         pooled: by name, predictions that all runs made together: those out of fold.
 
     Raises:
-        UserError: one of the folders is no run's, or a file cannot be written.
+        UserError: one of the folders is no run's, a file cannot be written, or the extra `report` is not installed.
     """
+    require("report", "a report with figures")
     runs = [summarize_run(run_dir) for run_dir in run_dirs]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
     sections = report_sections(run_dirs, runs)
