@@ -10,7 +10,7 @@ help:
 	@echo "make test         set up, lint, check types, and run every test that this machine can run"
 	@echo "make lint|types|unit   the parts of it"
 	@echo "make unit-fast    the tests that start no ranks, no daemons and no servers: under a minute"
-	@echo "make coverage     those and the tests with ranks, with a report of the lines that none of them reaches"
+	@echo "make coverage     those, with a report of the lines that they do not reach (build/coverage/index.html)"
 	@echo "make schema       write the recipes' JSON Schema and reference anew after a change of dstrain/recipe"
 	@echo "make clean        remove what quickstart and the tests built (.venv stays)"
 
@@ -32,16 +32,21 @@ lint: .venv/.ready
 types: .venv/.ready
 	$(PYTHON) -m mypy
 
-# Two files at a time: cluster tests mostly wait for daemons. In the order of tests/conftest.py, the longest first.
+# What starts ranks, daemons, a browser, servers or runs; and all the rest, which is fast.
+FAST := not (ranks or cluster or browser or slow)
+PYTEST := $(PYTHON) -m pytest --dist=loadfile --no-loadscope-reorder
+
+# Four files at a time on two cores: cluster tests mostly wait for daemons. In the order of tests/conftest.py, the
+# longest first.
 unit: .venv/.ready
-	$(PYTHON) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=15
+	$(PYTEST) --numprocesses=4 --durations=15
 
 unit-fast: .venv/.ready
-	$(PYTHON) -m pytest -q --numprocesses=2 --dist=loadfile -m "not (ranks or cluster or browser or slow)"
+	$(PYTEST) -q --numprocesses=2 -m "$(FAST)"
 
-# Ranks and other processes of a run are measured, too. The floor is what was reached, less a little.
+# The floor is what the fast tests reach alone, less a little. What only ranks and daemons reach is not measured.
 coverage: .venv/.ready
-	$(PYTHON) -m pytest -q --numprocesses=2 --dist=loadfile -m "not (cluster or browser)" --cov=dstrain --cov-report=term:skip-covered --cov-report=html:build/coverage
+	$(PYTEST) -q --numprocesses=2 -m "$(FAST)" --cov=dstrain --cov-report=html:build/coverage --cov-fail-under=65
 
 schema: .venv/.ready
 	$(PYTHON) -m dstrain recipe schema > dstrain/recipe/recipe.schema.json

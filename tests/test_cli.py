@@ -102,6 +102,7 @@ def test_overrides_may_stand_anywhere() -> None:
         assert (args.recipe, args.overrides, args.dry_run) == ("r.yaml", ["a.b=1", "c=2"], True)
 
 
+@pytest.mark.slow
 def test_missing_files_are_warnings_where_nothing_is_run(tmp_path: Path) -> None:
     path = write(tmp_path)
     for command in ("plan", "recipe show"):
@@ -114,6 +115,7 @@ def test_missing_files_are_warnings_where_nothing_is_run(tmp_path: Path) -> None
     assert "data.train=shards does not exist" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_plan_of_more_ranks_than_lanes_is_refused(tmp_path: Path) -> None:
     assert run("plan", write(tmp_path), "--world", "7", cwd=tmp_path).returncode == 0
     result = run("plan", write(tmp_path), "--world", "65", cwd=tmp_path)
@@ -130,6 +132,7 @@ def test_a_reader_that_leaves_early_is_no_failure_to_report(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("words", ["plan RECIPE", "recipe show RECIPE"])
+@pytest.mark.slow
 def test_output_onto_a_full_disk_is_one_sentence(tmp_path: Path, words: str) -> None:
     command = [write(tmp_path) if word == "RECIPE" else word for word in words.split()]
     with Path("/dev/full").open("w") as full:

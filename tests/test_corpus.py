@@ -217,6 +217,7 @@ def test_an_unwritable_place_is_a_user_error(tmp_path: Path) -> None:
         write_corpus(Harvest(entries, 1, 0, 0), tmp_path / "file", max_mb=None)
 
 
+@pytest.mark.slow
 def test_the_running_interpreter_has_sources_of_many_packages() -> None:
     packages = {source.package for source in installed_sources()}
     assert {"python", "numpy", "pydantic"} <= packages

@@ -24,6 +24,7 @@ def shown_commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", shown_commands())
+@pytest.mark.slow
 def test_a_shown_command_parses_and_its_files_exist(command: str) -> None:
     words = shlex.split(command)[1:]
     parse([word for word in words if word != "…"])

@@ -25,6 +25,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.booleans())
+@pytest.mark.slow
 def test_values_are_those_of_the_standard_library(value, ascii_only):
     text = json.dumps(value, ensure_ascii=ascii_only, indent=1)
     assert parse_json(text, "here") == value

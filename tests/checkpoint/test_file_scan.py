@@ -28,6 +28,7 @@ BAD = [float("nan"), float("inf"), float("-inf")]
     ),
     st.sampled_from([8, 64, 1 << 20]),
 )
+@pytest.mark.slow
 def test_every_number_that_is_not_finite_is_counted_whatever_the_blocks(
     tmp_path_factory: pytest.TempPathFactory,
     described: list[tuple[torch.dtype, int, list[tuple[int, float]]]],

@@ -3,6 +3,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,7 @@ TOPOLOGIES = st.tuples(st.integers(0, 3), st.integers(1, 7))
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=6), TOPOLOGIES, TOPOLOGIES)
+@pytest.mark.slow
 def test_what_any_topology_saves_any_other_loads(sizes: list[int], saving: Topology, loading: Topology) -> None:
     """Through real files: parameters of no element and of one, partitions that are uneven, padded or empty."""
     values = [torch.arange(size, dtype=torch.float32) + 100 * number for number, size in enumerate(sizes)]

@@ -92,6 +92,7 @@ def test_a_run_goes_on_from_it_and_accounts_for_its_rows(native: Native, recipe:
     assert [source.passed_over for source in documents.sources] == [2 * 8 * 32]
 
 
+@pytest.mark.slow
 def test_the_data_goes_on_at_the_beginning_of_a_batch(
     native: Native, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

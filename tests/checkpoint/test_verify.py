@@ -39,6 +39,7 @@ def test_a_sound_checkpoint_has_no_problems(checkpoint: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.data())
+@pytest.mark.slow
 def test_any_flipped_bit_of_any_file_is_found_and_its_file_named(tmp_path: Path, data: st.DataObject) -> None:
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
     checkpoint = synthetic_checkpoint(tmp_path, 7)

@@ -119,6 +119,7 @@ TEXT = st.lists(st.tuples(WORD, SPACE), max_size=60).map(lambda parts: "".join(w
 @given(
     texts=st.lists(TEXT, min_size=1, max_size=12), shard_bytes=st.sampled_from([1, 5000, 100_000]), kind=st.booleans()
 )
+@pytest.mark.slow
 def test_texts_and_their_token_shards_hold_the_same_line(
     folders: Folders, tokenizer: DocumentTokenizer, texts: list[str], shard_bytes: int, kind: bool
 ) -> None:
@@ -491,6 +492,7 @@ print(tokens, len(counted))
 
 
 @pytest.mark.parametrize("is_read_only", [False, True])
+@pytest.mark.slow
 def test_several_processes_share_the_counting(
     folders: Folders, tokenizer: DocumentTokenizer, cache: Path, is_read_only: bool
 ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def windows(line: Line, lane: int, epoch: int) -> Iterator[Window]:
 
 @given(LINES, st.integers(0, 1000))
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_every_epoch_reads_each_token_once(line: Line, epoch: int) -> None:
     counts = np.zeros(line.tokens, np.int64)
     for lane in range(line.lanes):
@@ -66,6 +68,7 @@ def test_a_position_is_in_its_epoch(line: Line, epoch: int, data: st.DataObject)
 
 @given(LINES, st.integers(0, 50), st.data())
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_windows_of_finds_where_tokens_are_read(line: Line, epoch: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, line.tokens - 1))
     last = data.draw(st.integers(first + 1, line.tokens))

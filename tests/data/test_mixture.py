@@ -19,6 +19,7 @@ def drawn_sources(mixture: Mixture, lanes: int) -> np.ndarray:
 
 @given(WEIGHTS, LANES)
 @settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 def test_shares_are_exact_over_batches_stretches_and_lanes(weights: list[int], lanes: int) -> None:
     """Measured over 1,400 mixtures of two to five sources: a row for two sources, and 3.6 at most for more."""
     drawn = drawn_sources(Mixture(weights, lanes), lanes)
@@ -35,6 +36,7 @@ def test_shares_are_exact_over_batches_stretches_and_lanes(weights: list[int], l
 
 @given(WEIGHTS, LANES, st.integers(0, ROWS))
 @settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 def test_rows_before_counts_what_sources_gives(weights: list[int], lanes: int, rows: int) -> None:
     mixture = Mixture(weights, lanes)
     drawn = drawn_sources(mixture, lanes)[:rows]
@@ -45,6 +47,7 @@ def test_rows_before_counts_what_sources_gives(weights: list[int], lanes: int, r
 
 @given(WEIGHTS, LANES, st.data())
 @settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 def test_row_of_inverts_rows_before(weights: list[int], lanes: int, data: st.DataObject) -> None:
     mixture = Mixture(weights, lanes)
     source = data.draw(st.sampled_from([number for number, weight in enumerate(weights) if weight > 0]))
@@ -80,6 +83,7 @@ PINNED = [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], 
 
 @pytest.mark.parametrize("lanes", [1, 3, 64, 1024])
 @pytest.mark.parametrize("first", [0, CIRCLE_POINTS - 20, 8 * 10**9])
+@pytest.mark.slow
 def test_counts_go_on_after_a_lane_has_been_round_the_circle(lanes: int, first: int) -> None:
     mixture = Mixture((0.7, 0.2, 0.1), lanes)
     some_lanes, rows = np.array([0, lanes - 1]), np.arange(first, first + 40)

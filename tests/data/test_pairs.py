@@ -174,6 +174,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> StreamSpec:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.slow
 def test_rows_with_pairs_are_the_same_for_every_world_and_after_a_restart(
     spec: StreamSpec, objective: PairObjective
 ) -> None:

@@ -293,6 +293,7 @@ def test_many_shards_as_a_source_take_a_look_at_each(tmp_path: Path, monkeypatch
     assert len(listed) < 5
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_build_does_not_follow_a_giant_document(tmp_path: Path) -> None:
     """Beside the text itself and its ids: tokenizing it at once would take dozens of times its size."""
     tokenizer = write_small_tokenizer(tmp_path / "tokenizer")

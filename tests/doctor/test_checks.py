@@ -193,6 +193,7 @@ def some_facts() -> st.SearchStrategy[Facts]:
 
 
 @given(st.lists(st.none() | some_facts(), min_size=1, max_size=3), some_facts(), st.integers(1, 3))
+@pytest.mark.slow
 def test_whatever_the_facts_each_check_says_something_and_problems_have_a_remedy(
     nodes: list[Facts | None], here: Facts, count: int
 ) -> None:

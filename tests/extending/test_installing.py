@@ -1,5 +1,6 @@
 """What a registry makes of an installed package."""
 
+import pytest
 from extension_package import InstallExtension
 
 LOOK_UP = """\
@@ -12,6 +13,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_an_installed_package_adds_something_and_a_broken_one_is_named(install_extension: InstallExtension) -> None:
     extension = install_extension(
         {"my_things": "THING = 'a thing'\n", "my_broken_thing": "import no_such_module\n"},

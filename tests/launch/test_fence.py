@@ -3,6 +3,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from dstrain.diagnose.evidence import rank_failures
 from dstrain.observe.progress import RunProgress
 from dstrain.rundir.attempt_files import write_json
@@ -44,6 +46,7 @@ def test_the_waiting_ends_with_the_agents_word(tmp_path: Path) -> None:
     assert "waiting for node2 to give up, at most 600 s" in said
 
 
+@pytest.mark.slow
 def test_the_waiting_ends_when_the_agent_must_have_given_up(tmp_path: Path) -> None:
     assert wait(tmp_path, 0.5)[0] >= 3.5
 

@@ -73,6 +73,7 @@ def test_logs_of_an_attempt(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
     assert "has no attempt 3; the newest one is 2" in said and "has no log of rank 7" in said
 
 
+@pytest.mark.slow
 def test_follow_goes_on_with_the_next_attempt_and_ends_with_the_run(run_dir: Path) -> None:
     words = [sys.executable, "-m", "dstrain", "logs", str(run_dir), "--follow"]
     with exclusive(run_dir):

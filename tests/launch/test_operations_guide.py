@@ -23,6 +23,7 @@ def test_the_guide_shows_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS + [f"dstrain {c}" for c in re.findall(r"`dstrain (ckpt [^`]+)`", GUIDE)])
+@pytest.mark.slow
 def test_each_command_is_one(command: str) -> None:
     arguments = parse(shlex.split(command)[1:])
     if arguments.command == "run":

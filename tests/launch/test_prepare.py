@@ -157,6 +157,7 @@ def test_shards_that_changed_are_refused_and_named_by_phase_and_source(project: 
     assert project.refused(allow="data-change") == []
 
 
+@pytest.mark.slow
 def test_a_phase_that_has_not_begun_may_change_and_one_that_has_may_not(
     project: Project, tiny_texts: list[str]
 ) -> None:

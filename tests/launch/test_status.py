@@ -145,6 +145,7 @@ def test_the_pace_of_a_rank_is_the_median_of_its_steps() -> None:
     assert Pace().as_json() == {"own_step_seconds": None, "step_seconds": None}
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_seen_from_its_heartbeats(run_dir: Path) -> None:
     slow_and_fast = [subprocess.Popen([sys.executable, "-c", STEPPING, str(rank)]) for rank in (0, 1)]
     watching = Watch(run_dir, 1, [0, 1], limit_seconds=60.0)

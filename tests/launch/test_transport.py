@@ -240,6 +240,7 @@ def test_each_node_has_a_line_an_exit_code_and_a_log_of_its_own_through_pdsh(
 
 
 @needs_pdsh
+@pytest.mark.slow
 def test_what_a_dry_run_shows_of_pdsh_does_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ssh").write_text('#!/bin/sh\nread -r line; echo "$line"; exit 4\n')
     (tmp_path / "ssh").chmod(0o755)

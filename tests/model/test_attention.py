@@ -72,6 +72,7 @@ def test_dropout_is_of_the_probabilities_and_keeps_their_mean() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+@pytest.mark.slow
 def test_a_model_with_it_has_the_losses_and_gradients_of_one_without(architecture: str) -> None:
     batch = masked_batch((5, 17, 10), (32,), predicted=(4, 6))
     found = {}

@@ -12,6 +12,7 @@ EVERY = [(architecture, attention) for architecture in ARCHITECTURES for attenti
 
 @pytest.mark.parametrize(("architecture", "attention"), EVERY)
 @torch.no_grad()
+@pytest.mark.slow
 def test_changing_one_document_never_changes_anothers_logits(architecture: str, attention: str) -> None:
     model = tiny_model(architecture, attention=attention)
     input_ids, position_ids = packed_rows(*LENGTHS)
@@ -32,6 +33,7 @@ def test_changing_one_document_never_changes_anothers_logits(architecture: str, 
 
 @pytest.mark.parametrize(("architecture", "attention"), EVERY)
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_packed_document_is_encoded_as_if_alone(architecture: str, attention: str) -> None:
     """Plain Transformers on each document: this also proves position ids, RoBERTa's offset and the sliding window."""
     model = tiny_model(architecture, attention=attention)

@@ -46,6 +46,7 @@ def dense_labels(batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.slow
 def test_sparse_and_dense_agree_in_loss_hits_and_gradients(architecture: str) -> None:
     model = tiny_model(architecture)
     batch = masked_batch(*LENGTHS, predicted=PREDICTED)
@@ -75,6 +76,7 @@ def test_rows_add_up_whatever_the_micro_batch(architecture: str) -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing(architecture: str, dropout: float, attention: str) -> None:
     batch = masked_batch(*LENGTHS, predicted=PREDICTED)
     found = []

@@ -77,6 +77,7 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("architecture", "config"), list(shapes()))
 @pytest.mark.parametrize("task", AUTO_MODELS)
+@pytest.mark.slow
 def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], task: str) -> None:
     section = masked_lm(architecture, config).model
     assert section.config is not None
@@ -106,6 +107,7 @@ def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], t
     ],
 )
 @pytest.mark.parametrize("task", ["masked_lm", "retrieval"])  # with a head, and without
+@pytest.mark.slow
 def test_what_is_frozen_is_counted_exactly(architecture: str, keys: dict[str, Any], task: str) -> None:
     if "lora" in keys and (targets := keys["lora"].get("target_modules")):
         mine = [target for target in targets if (architecture == "modernbert") == target.startswith("W")]
@@ -171,6 +173,7 @@ def test_parameter_counts_of_pairs_are_exact(architecture: str, config: dict[str
 
 @pytest.mark.parametrize(("architecture", "config"), [(name, config) for name, config in PAIRS if config])
 @pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.slow
 def test_adapters_of_pairs_are_counted_exactly(architecture: str, config: dict[str, Any], everywhere: bool) -> None:
     targets = linear_names(architecture) if everywhere else []
     section = pair(architecture, config | {"vocab_size": 500}, lora={"rank": 3, "target_modules": targets}).model
@@ -184,6 +187,7 @@ def test_adapters_of_pairs_are_counted_exactly(architecture: str, config: dict[s
 
 
 @pytest.mark.parametrize(("architecture", "config"), [(name, config) for name, config in PAIRS if config])
+@pytest.mark.slow
 def test_flops_and_activations_of_pairs(architecture: str, config: dict[str, Any]) -> None:
     recipe = pair(architecture, config | {"vocab_size": 500}, attention="eager")
     rows, source, target = 4, recipe.data.sequence_length, recipe.data.target_length
@@ -233,6 +237,7 @@ def run(recipe: MaskedLmRecipe) -> tuple[SparseMaskedLm, tuple[torch.Tensor, ...
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert"])
+@pytest.mark.slow
 def test_flops_are_those_that_torch_counts(architecture: str) -> None:
     config = SMALL[architecture] | {"vocab_size": 500}
     recipe = masked_lm(
@@ -364,6 +369,7 @@ def not_kept_bytes(recipe: MaskedLmRecipe, shape: ModelShape) -> int:
         ("modernbert", {}),
     ],
 )
+@pytest.mark.slow
 def test_activations_are_what_autograd_keeps(
     architecture: str, dropout: dict[str, float], attention: str, precision: str, checkpointing: bool
 ) -> None:

@@ -128,6 +128,7 @@ def test_weights_are_shares_and_a_phase_may_have_its_own() -> None:
     weights=st.lists(st.integers(1, 9), min_size=3, max_size=3),
     phases=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 3), st.sampled_from([8, 16])), min_size=1, max_size=3),
 )
+@pytest.mark.slow
 def test_sources_end_where_the_rows_say_so(
     sizes: list[int], ends: list[str], weights: list[int], phases: list[tuple[int, int, int]]
 ) -> None:

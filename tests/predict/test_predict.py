@@ -48,6 +48,7 @@ def arguments(folder: Path, file: Path, batch_rows: int = 2) -> Namespace:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 32])
+@pytest.mark.slow
 def test_predictions_are_those_of_transformers(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_rows: int
 ) -> None:
@@ -113,6 +114,7 @@ def test_an_empty_line_of_text_is_named() -> None:
     assert problems == [None, "empty, no text to work on", None]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_much_of_the_file_was_read(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     terminal, theirs = pty.openpty()

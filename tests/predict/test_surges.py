@@ -58,6 +58,7 @@ def test_the_counts_are_those_of_the_windows() -> None:
         assert change.texts == tuple(m.text for m in window if m.negative)[-3:]
 
 
+@pytest.mark.slow
 def test_what_stays_as_it_is_alerts_hardly_ever() -> None:
     """A hundred days of ten messages an hour, looked at after each: at 1e-4 hardly one false alert in a month."""
     rule = Rule()

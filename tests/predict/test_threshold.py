@@ -67,6 +67,7 @@ def arguments(folder: Path, file: Path | None, **given: Any) -> Namespace:
     return Namespace(model=str(folder), file=file and str(file), **(keys | given))
 
 
+@pytest.mark.slow
 def test_the_chosen_threshold_is_written_and_prediction_goes_by_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

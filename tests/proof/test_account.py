@@ -98,6 +98,7 @@ def happened(events: list[int | str]) -> History:
 
 @settings(deadline=None, max_examples=300)
 @given(EVENTS)
+@pytest.mark.slow
 def test_restarts_and_rollbacks_are_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, events: list[int | str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_restarts_and_rollbacks_are_accounted_for(
 
 @settings(deadline=None, max_examples=200)
 @given(EVENTS.map(lambda events: [event for event in events if event not in ("roll back", "skip")]), st.data())
+@pytest.mark.slow
 def test_rows_that_are_lost_or_taken_twice_are_found(
     tmp_path_factory: pytest.TempPathFactory, events: list[int | str], data: st.DataObject
 ) -> None:
@@ -193,6 +195,7 @@ def test_an_imported_run_begins_where_its_first_checkpoint_does(tmp_path: Path) 
     assert "not at step 11 with row 24" in elsewhere.problems[0]
 
 
+@pytest.mark.slow
 def test_a_million_steps_take_seconds_and_no_memory(tmp_path: Path) -> None:
     steps = 100_000  # a tenth of it
     path = tmp_path / "ledger.jsonl"

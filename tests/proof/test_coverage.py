@@ -26,6 +26,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
+@pytest.mark.slow
 def test_counts_are_those_of_counting_one_by_one(corpus: Corpus, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 7))
     phase = PhaseSpec(0, None, count, 8, (0.1, 0.1), (1.0,))

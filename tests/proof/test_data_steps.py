@@ -74,6 +74,7 @@ def test_a_recipe_that_nobody_has_run(recipe: Recipe) -> None:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 40)), max_size=4), st.integers(1, 20))
+@pytest.mark.slow
 def test_what_is_to_come_is_counted_as_if_one_by_one(
     tiny_recipe: Callable[..., Recipe], ranges: list[tuple[int, int]], last_step: int
 ) -> None:

@@ -22,6 +22,7 @@ def test_the_committed_schema_is_current() -> None:
     assert committed == schema_text(), "run: dstrain recipe schema > dstrain/recipe/recipe.schema.json"
 
 
+@pytest.mark.slow
 def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(recipe_schema())
 

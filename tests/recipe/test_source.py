@@ -120,6 +120,7 @@ def test_a_syntax_error_is_one_line_with_its_place(text: str, line: int) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_absurd_nesting_is_refused() -> None:
     with pytest.raises(RecipeError, match="nested too deeply"):
         parse_yaml("a: " + "[" * 1200, START)

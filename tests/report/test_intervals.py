@@ -43,6 +43,7 @@ def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=2, max_size=60))
+@pytest.mark.slow
 def test_scores_of_labels_are_scikit_learns_and_lie_in_their_intervals(pairs: list[tuple[str, str]]) -> None:
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -60,6 +61,7 @@ def test_scores_of_labels_are_scikit_learns_and_lie_in_their_intervals(pairs: li
     assert wider == pytest.approx(f1_score(true, said, labels=list("abcd"), average="macro", zero_division=0.0))
 
 
+@pytest.mark.slow
 def test_labels_resampled_naively_have_the_same_intervals() -> None:
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -130,6 +132,7 @@ def test_what_is_not_defined_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("labels", [2, 4])
+@pytest.mark.slow
 def test_the_interval_of_auroc_is_around_it_and_that_of_resampling(labels: int) -> None:
     from sklearn.metrics import roc_auc_score
 

@@ -54,6 +54,7 @@ def test_predictions_come_in_the_order_of_the_inputs_and_are_counted() -> None:
         (b'{"inputs": ["\xff"]}', 400, ""),
     ],
 )
+@pytest.mark.slow
 def test_a_bad_request_is_told_what_is_wrong(body: bytes, code: int, says: str) -> None:
     with served(make_app("lengths", lengths, limits=Limits(body_bytes=200_000))) as address:
         headers = {"Content-Type": "application/json"}
@@ -139,6 +140,7 @@ _schemas = {
 
 @_schemas[None].parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
 def test_the_server_does_what_its_openapi_description_says(case: schemathesis.Case) -> None:
     case.call_and_validate()
 

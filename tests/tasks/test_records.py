@@ -48,6 +48,7 @@ def fields(path: Path, **keys: Any) -> list[dict[str, Any]]:
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=20))
+@pytest.mark.slow
 def test_csv_and_jsonl_hold_the_same(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     folder = tmp_path_factory.mktemp("rows")
     with (folder / "a.csv").open("w", newline="", encoding="utf-8") as file:

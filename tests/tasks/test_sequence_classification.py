@@ -148,6 +148,7 @@ def test_padding_changes_no_loss_and_the_loss_is_a_sum(folder: Path, architectur
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.slow
 def test_every_held_out_example_is_scored_once_by_any_ranks(folder: Path, world: int) -> None:
     """The ranks' shares, added up as the collective would, give what one process gives; passes are equally many."""
     expected = evaluated(folder, 0, 1)
