@@ -149,7 +149,7 @@ def _run(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 def _running(commands: "_Commands[argparse.ArgumentParser]") -> None:
     text = "show what a run does: nodes, ranks, phases, step, checkpoint, stragglers, the last verdict"
-    status = _add(commands, "status", "dstrain.observe.status:status_command", text)
+    status = _add(commands, "status", "dstrain.observe.status_command:status_command", text)
     status.add_argument("run", metavar="RUN", help="a run's folder")
     status.add_argument("--watch", action="store_true", help="again every two seconds, until the run has ended")
     _json(status)
@@ -305,7 +305,7 @@ def _ckpt(commands: "_Commands[argparse.ArgumentParser]") -> None:
 
 
 def _report(commands: "_Commands[argparse.ArgumentParser]") -> None:
-    command = _add(commands, "report", "dstrain.report.text:report_command", "sum up runs from their metrics")
+    command = _add(commands, "report", "dstrain.report.command:report_command", "sum up runs from their metrics")
     command.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder; several are shown side by side")
     command.add_argument("--html", metavar="FILE", help="write a page with curves, intervals and worst examples too")
     command.add_argument("--md", metavar="FILE", help="write the same as Markdown, without pictures")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from dstrain.recipe.schema import Recipe
+from dstrain.recipe.definition import definitions
 from dstrain.recipe.sweep import SearchedKey, Sweep
 
 HEAD = """\
@@ -24,8 +24,7 @@ line wins.
 def reference() -> str:
     """The whole page."""
     seen: set[type[BaseModel]] = set()
-    recipes = [kind for kind in get_args(get_args(Recipe)[0] if get_origin(Recipe) is Annotated else Recipe)]
-    tables = [table for recipe in recipes for table in section(recipe, "", seen)]
+    tables = [table for _, definition in definitions() for table in section(definition.recipe, "", seen)]
     searched = section(SearchedKey, "sweep.parameters.KEY.", seen)
     tables += [*section(Sweep, "sweep.", seen), *searched]
     return HEAD + "".join(tables)

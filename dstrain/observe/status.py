@@ -1,14 +1,10 @@
-"""`dstrain status RUN`: what a run does at this moment, put together from what it leaves in its folder.
+"""What a run does at this moment, put together from what it leaves in its folder.
 
 run.json (who supervises it), status/HOST.json (rank 0), status/nodes/ (each node's ranks), attempts/ (verdicts).
 """
 
-import json
-import sys
-import time
-from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -17,8 +13,7 @@ from dstrain.base.storage import Place
 from dstrain.checkpoint.manifest import MANIFEST, checkpoints_of, folder_name
 from dstrain.diagnose.verdict import Verdict
 from dstrain.diagnose.verdict_text import verdict_line
-from dstrain.errors import EXIT_DONE
-from dstrain.observe.run_record import RunRecord, State, check_run_folder, lock_holder, state_of_run
+from dstrain.observe.run_record import RunRecord, State, lock_holder, state_of_run
 from dstrain.rundir.attempt_files import read_status
 from dstrain.rundir.goodput import run_seconds
 from dstrain.rundir.run_folder import (
@@ -29,9 +24,7 @@ from dstrain.rundir.run_folder import (
     read_json,
 )
 
-REFRESH_SECONDS = 2.0
 STRAGGLER_SHARE = 0.1  # of a step's time: what a rank needs more than the median to be called one
-_HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 
 
 @dataclass(frozen=True)
@@ -100,24 +93,6 @@ class RunStatus:
     run_seconds: dict[str, float]
     nodes: tuple[NodeStatus, ...]
     stragglers: tuple[Straggler, ...]
-
-
-def status_command(args: Namespace) -> int:
-    """`dstrain status RUN [--watch] [--json]`. Raises UserError: this is no run's folder."""
-    from dstrain.observe.status_page import page
-
-    run_dir = Path(args.run).expanduser()
-    check_run_folder(run_dir)
-    while True:
-        status = run_status(run_dir, time.time())
-        text = json.dumps(asdict(status)) if args.json else page(status)
-        in_place = args.watch and not args.json and sys.stdout.isatty()
-        print(f"{_HOME_AND_CLEAR}{text}" if in_place else text, flush=True)
-        if args.watch and not args.json and not in_place:
-            print()
-        if not args.watch or status.state in ("ended", "lost"):
-            return EXIT_DONE
-        time.sleep(REFRESH_SECONDS)
 
 
 def run_status(run_dir: Path, now_unix: float) -> RunStatus:

@@ -1,32 +1,12 @@
-"""`dstrain report RUN …` on a terminal: a column for each run, and what was measured by label. Imports no torch."""
+"""A report on a terminal: a column for each run, and what was measured by label. Imports no torch."""
 
-import json
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from dstrain.errors import EXIT_DONE
-from dstrain.report.runs import RunSummary, Spread, differ_by_chance_alone, spreads, summarize_run
+from dstrain.report.runs import RunSummary, Spread, differ_by_chance_alone, spreads
 
 LARGEST_CONFUSION_MATRIX = 16  # labels; a wider one cannot be read on a screen
 NOTHING = "–"
-
-
-def report_command(args: Namespace) -> int:
-    """`dstrain report RUN [RUN …] [--json] [--html FILE] [--md FILE]`."""
-    if args.html or args.md:
-        from dstrain.report.page import write_report
-
-        html, markdown = (Path(file) if file else None for file in (args.html, args.md))
-        write_report([Path(run) for run in args.runs], html, markdown)
-    runs = [summarize_run(Path(run)) for run in args.runs]
-    if args.json:
-        print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=2, ensure_ascii=False))
-    else:
-        print(report_text(runs))
-    return EXIT_DONE
 
 
 def report_text(runs: Sequence[RunSummary]) -> str:

@@ -12,9 +12,9 @@ import pytest
 from dstrain.diagnose.failure import RankFailure
 from dstrain.diagnose.verdict import Verdict
 from dstrain.errors import UserError
+from dstrain.report.command import report_command
 from dstrain.report.page import read_predictions
 from dstrain.report.runs import read_metrics, scores_in_words, summarize_run
-from dstrain.report.text import report_command
 
 RECIPE = """
 name: {name}
@@ -202,5 +202,5 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_reporting_does_not_import_torch() -> None:
-    program = "import sys, dstrain.report.text; sys.exit('torch' in sys.modules)"
+    program = "import sys, dstrain.report.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
