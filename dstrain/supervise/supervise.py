@@ -96,7 +96,7 @@ def judge(number: int, ended: Ended, past: list[PastFailure], job: Job, *, stopp
     without = job.without(first.host)
     left = without.cluster.hosts if without is not None and without.cluster is not None else ()
     decision, reason = decide(first, past, job.max_restarts, left, job.on_hang)
-    if stopping and decision.startswith("restart"):
+    if stopping and decision in ("restart", "restart without the node"):
         decision, reason = "give up", "it failed while it was being stopped"
         if job.can_be_moved:
             reason += "; where SLURM itself stopped it, the job is in the queue again"
