@@ -3,6 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import nn
+from transformers import PreTrainedModel
+
+from dstrain.architectures import ARCHITECTURES
+
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|block)\.(\d+)\.")  # T5 counts blocks, each of which has layers
 _DECODER = re.compile(r"(?:^|\.)decoder\.")
 _EMBEDDINGS = (".embeddings.", ".embed_", ".layernorm_embedding.", ".shared.")
@@ -13,11 +18,23 @@ def head_depth(names: Iterable[str]) -> int:
     return max(_numbers(names).values(), default=-1) + 2
 
 
-def depth_of_parameters(names: Sequence[str]) -> dict[str, int]:
-    """Depth by name: 0 for embeddings, 1 and on for layers, one more than the last layer for what comes after them."""
-    top = head_depth(names)
-    depths = {name: 0 if any(part in f".{name}" for part in _EMBEDDINGS) else top for name in names}
+def depth_of_parameters(names: Sequence[str], embeddings: Sequence[str] = ()) -> dict[str, int]:
+    """Depth by name: 0 for embeddings, 1 and on for layers, one more than the last layer for what comes after them.
+
+    Args:
+        names: of all parameters of a model.
+        embeddings: `Architecture.embeddings`, from `embeddings_of`.
+    """
+    top, parts = head_depth(names), (*_EMBEDDINGS, *embeddings)
+    depths = {name: 0 if any(part in f".{name}" for part in parts) else top for name in names}
     return depths | {name: number + 1 for name, number in _numbers(names).items()}
+
+
+def embeddings_of(module: nn.Module) -> tuple[str, ...]:
+    """What the architecture of a model, or of the one in this module, counts to its embeddings besides the usual."""
+    types = (part.config.model_type for part in module.modules() if isinstance(part, PreTrainedModel))
+    architecture = ARCHITECTURES.get(next(types, ""))
+    return () if architecture is None else architecture.embeddings
 
 
 def within_layer(name: str) -> str | None:

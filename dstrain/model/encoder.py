@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 import dstrain.model.attention  # noqa: F401  (Transformers learns a name)
-from dstrain.architectures.keys import Model
-from dstrain.architectures.shape import dropout_keys
+from dstrain.architectures import ModelKeys, PackedRows, document_mask, dropout_keys, encoder_architecture
 from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
 from dstrain.plan.attention import initial_attention
@@ -21,24 +19,8 @@ from dstrain.plan.attention import initial_attention
 SpecialIds = dict[str, int]
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Where a Transformers masked-LM model of this kind keeps its prediction head, and how it takes packed rows."""
-
-    head_modules: tuple[str, ...]  # applied in turn to hidden states, they give logits
-    windowed: bool = False  # some layers attend within a sliding window
-    positions_shifted: bool = False  # position 0 is embedded at index pad_token_id + 1
-
-
-ARCHITECTURES = {
-    "bert": Architecture(("cls.predictions",)),
-    "roberta": Architecture(("lm_head",), positions_shifted=True),
-    "modernbert": Architecture(("head", "decoder"), windowed=True),
-}
-
-
 def build_model(
-    model: Model,
+    model: ModelKeys,
     seed: int,
     special_ids: SpecialIds,
     *,
@@ -60,7 +42,7 @@ def build_model(
         UserError: the pretrained folder cannot be used.
     """
     torch.manual_seed(seed)
-    attention = initial_attention(model.attention)
+    attention = initial_attention(model)
     extra: dict[str, Any] = {**dropout_keys(model), **config_keys}
     if labels:
         extra["id2label"] = dict(enumerate(labels))
@@ -94,7 +76,7 @@ def build_model(
     return built
 
 
-def build_again(model: Model, seed: int, config: PreTrainedConfig, auto: Any) -> PreTrainedModel:
+def build_again(model: ModelKeys, seed: int, config: PreTrainedConfig, auto: Any) -> PreTrainedModel:
     """The model that `build_model` built, from the config that it had then.
 
     Raises:
@@ -119,7 +101,7 @@ def build_again(model: Model, seed: int, config: PreTrainedConfig, auto: Any) ->
     return built
 
 
-def labels_of_head(model: Model, auto: Any, labels: list[str]) -> list[str]:
+def labels_of_head(model: ModelKeys, auto: Any, labels: list[str]) -> list[str]:
     """The labels in the order of a head that the pretrained folder already has, or as they are where it has none.
 
     Args:
@@ -157,15 +139,16 @@ def _listed(labels: Sequence[str], most: int = 5) -> str:
 
 def predict_tokens(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Run the masked-LM head: hidden states (n, hidden_size) → logits (n, vocab_size)."""
-    for name in ARCHITECTURES[model.config.model_type].head_modules:
-        hidden = model.get_submodule(name)(hidden)
-    return hidden
+    return encoder_architecture(model.config.model_type).predict_tokens(model, hidden)
 
 
 def predict_pairs(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Run BertForPreTraining's head for pairs: hidden states of their [CLS] (n, hidden_size) → logits (n, 2)."""
-    pooled = model.get_submodule("bert.pooler")(hidden[:, None])  # which takes the first token of each
-    logits: Tensor = model.get_submodule("cls.seq_relationship")(pooled)
+    """Run the head for pairs: hidden states of their [CLS] (n, hidden_size) → logits (n, 2)."""
+    modules = encoder_architecture(model.config.model_type).pair_modules
+    assert modules is not None, "a valid recipe has pairs only for an architecture with a head for them"
+    pooler, head = modules
+    pooled = model.get_submodule(pooler)(hidden[:, None])  # which takes the first token of each
+    logits: Tensor = model.get_submodule(head)(pooled)
     return logits
 
 
@@ -173,43 +156,10 @@ def encode_packed(model: PreTrainedModel, input_ids: Tensor, position_ids: Tenso
     """Hidden states (rows, tokens, hidden_size) of packed rows, no document seeing another.
 
     Args:
-        model: a masked-LM model of one of `ARCHITECTURES`.
+        model: a masked-LM model of an `EncoderArchitecture`.
         input_ids: int64 (rows, tokens).
         position_ids: int64 (rows, tokens), 0 at the first token of every document in the row.
         token_types: as `token_type_ids`, int64 (rows, tokens); without, all are of type 0.
     """
-    architecture = ARCHITECTURES[model.config.model_type]
-    same_document = document_mask(position_ids)
-    if architecture.positions_shifted:
-        position_ids = position_ids + model.config.pad_token_id + 1
-    mask: Any = additive_mask(same_document, model.dtype)
-    if architecture.windowed:
-        near = same_document & _window(model, input_ids)
-        mask = {"full_attention": mask, "sliding_attention": additive_mask(near, model.dtype)}
-    outputs = model.base_model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, **token_types)
-    hidden: Tensor = outputs.last_hidden_state
-    return hidden
-
-
-def document_mask(position_ids: Tensor) -> Tensor:
-    """Bool (rows, 1, tokens, tokens): True where both tokens are of one document. Documents start at position 0."""
-    document = (position_ids == 0).cumsum(dim=1)  # (rows, tokens)
-    return (document[:, :, None] == document[:, None, :])[:, None]
-
-
-def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where attention is allowed and -inf elsewhere, in the dtype of the scores that it is added to.
-
-    Eager attention would add a boolean mask as 0 and 1, and hide nothing. SDPA would turn it into this one in every
-    layer, and keep each of them for the backward pass.
-    """
-    mask = torch.zeros_like(allowed, dtype=dtype)
-    mask[~allowed] = -torch.inf
-    return mask
-
-
-def _window(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Bool (tokens, tokens): True within the sliding window, both ends included."""
-    index = torch.arange(input_ids.shape[1], device=input_ids.device)
-    distance = (index[:, None] - index[None, :]).abs()
-    return distance <= int(model.config.sliding_window)
+    rows = PackedRows(input_ids, position_ids, document_mask(position_ids), token_types)
+    return encoder_architecture(model.config.model_type).encode_packed(model, rows)

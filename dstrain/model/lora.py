@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dstrain.architectures.keys import Lora
-from dstrain.architectures.linears import is_target, lora_targets
+from dstrain.architectures import Lora, is_target, lora_targets
 from dstrain.base.counter_rng import stream_key
 from dstrain.errors import UserError
-from dstrain.model.depth import depth_of_parameters, head_depth, within_layer
+from dstrain.model.depth import depth_of_parameters, embeddings_of, head_depth, within_layer
 
 ADAPTER = "default"  # as peft calls the only one
 
@@ -30,7 +29,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, architecture: str, seed: in
     torch.manual_seed(int(stream_key(seed, "lora")) >> 1)
     LoraModel(model, lora_config(model, lora, architecture), ADAPTER)
     names = [name for name, _ in model.named_parameters()]
-    depths, top = depth_of_parameters(names), head_depth(names)
+    depths, top = depth_of_parameters(names, embeddings_of(model)), head_depth(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_((depths[name] == top and name not in unused) or is_adapter(name))
 

@@ -11,23 +11,25 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-LAYER_TYPES = {"global_rope_theta": "full_attention", "local_rope_theta": "sliding_attention"}
+from dstrain.architectures import encoder_architecture
 
 
 @dataclass(frozen=True)
 class RotaryKeys:
-    """The keys of a ModernBERT's config that a phase may change, as recipes name them; none for other models."""
+    """The keys of a model's config that a phase may change, as recipes name them; none where no position is rotary."""
 
     values: Mapping[str, float | int]
+    bases: Mapping[str, str]  # `EncoderArchitecture.rotary_bases`
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Self:
         """As the model has them now."""
         config: Any = model.config
-        if config.model_type != "modernbert":
-            return cls({})
-        thetas = {key: config.rope_parameters[layers]["rope_theta"] for key, layers in LAYER_TYPES.items()}
-        return cls(thetas | {"max_position_embeddings": config.max_position_embeddings})
+        bases = encoder_architecture(config.model_type).rotary_bases
+        if not bases:
+            return cls({}, bases)
+        thetas = {key: config.rope_parameters[layers]["rope_theta"] for key, layers in bases.items()}
+        return cls(thetas | {"max_position_embeddings": config.max_position_embeddings}, bases)
 
     @torch.no_grad()
     def set_on(self, model: PreTrainedModel, changes: Mapping[str, float | int]) -> None:
@@ -42,7 +44,7 @@ class RotaryKeys:
             return
         values, config = {**self.values, **changes}, model.config
         config.max_position_embeddings = values["max_position_embeddings"]
-        for key, layers in LAYER_TYPES.items():
+        for key, layers in self.bases.items():
             config.rope_parameters[layers]["rope_theta"] = values[key]
         rotary = model.base_model.rotary_emb
         fresh = type(rotary)(config)  # by the arithmetic of Transformers, whatever the kind of frequencies

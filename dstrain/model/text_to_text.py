@@ -1,34 +1,25 @@
-"""Encoders with a decoder, built from a recipe: T5, BART, Marian, and two of a pretrained encoder joined."""
+"""Encoders with a decoder, built from a recipe."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    EncoderDecoderConfig,
-    EncoderDecoderModel,
     GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
-from dstrain.architectures.keys import EncoderDecoderModel as EncoderDecoderSection
-from dstrain.architectures.keys import TextToTextModel
-from dstrain.architectures.shape import dropout_keys
+from dstrain.architectures import ModelKeys, dropout_keys, seq2seq_architecture
 from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import UserError
 from dstrain.model.lora import add_adapters
 from dstrain.plan.attention import initial_attention
-from dstrain.recipe.files import ENCODER_DECODER, origins
 from dstrain.recipe.schema import Decoding
 
 
-def build_text_to_text(model: TextToTextModel, seed: int, encoder: DocumentTokenizer) -> PreTrainedModel:
+def build_text_to_text(model: ModelKeys, seed: int, encoder: DocumentTokenizer) -> PreTrainedModel:
     """Build the Transformers model of a recipe in fp32, the same on every rank.
 
     The decoder begins with what the pretrained model began with; in a new one with the token that begins a text, or
@@ -92,71 +83,44 @@ def generation_config(config: Any, decoding: Decoding, target_length: int) -> Ge
     )
 
 
-def _special_ids(encoder: DocumentTokenizer) -> dict[str, int]:
-    start = encoder.begin[0] if encoder.begin else encoder.pad_id
-    return encoder.special_token_ids | {"decoder_start_token_id": start}
+def _decoder_start(encoder: DocumentTokenizer) -> dict[str, int]:
+    return {"decoder_start_token_id": encoder.begin[0] if encoder.begin else encoder.pad_id}
 
 
-def _from_config(model: TextToTextModel, encoder: DocumentTokenizer) -> PreTrainedModel:
-    assert model.config is not None, "a valid recipe has model.config or model.pretrained"
-    sizes, ids = model.config.model_dump(), _special_ids(encoder)
-    if isinstance(model, EncoderDecoderSection):
-        sides = [AutoConfig.for_model("bert", **sizes, **encoder.special_token_ids) for _ in range(2)]
-        sides[1].num_hidden_layers = model.decoder_layers or sizes["num_hidden_layers"]
-        config: Any = EncoderDecoderConfig.from_encoder_decoder_configs(*sides, **ids)
-    else:
-        forced = {} if model.architecture == "t5" else {"forced_eos_token_id": None}  # another vocabulary's
-        config = AutoConfig.for_model(model.architecture, **sizes, **ids, **forced)
+def _from_config(model: ModelKeys, encoder: DocumentTokenizer) -> PreTrainedModel:
+    architecture = seq2seq_architecture(model.architecture)
+    config = architecture.new_config(model, encoder.special_token_ids, _decoder_start(encoder))
     built: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(
-        config, attn_implementation=initial_attention(model.attention), dtype=torch.float32
+        config, attn_implementation=initial_attention(model), dtype=torch.float32
     )
     return built
 
 
-def _from_folder(model: TextToTextModel, folder: Path, encoder: DocumentTokenizer) -> PreTrainedModel:
+def _from_folder(model: ModelKeys, folder: Path, encoder: DocumentTokenizer) -> PreTrainedModel:
+    architecture = seq2seq_architecture(model.architecture)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type not in origins(model.architecture):
+    if config.model_type not in architecture.origins:
         raise UserError(
             f"model.architecture={model.architecture}, but {folder} holds a {config.model_type}; "
-            f"give a folder with {' or '.join(origins(model.architecture))}"
+            f"give a folder with {' or '.join(architecture.origins)}"
         )
     keys: dict[str, Any] = {
         "dtype": torch.float32,
-        "attn_implementation": initial_attention(model.attention),
+        "attn_implementation": initial_attention(model),
         "local_files_only": True,
     }
-    for side in (config.encoder, config.decoder) if config.model_type == ENCODER_DECODER else (config,):
+    for side in architecture.sides(config):
         side.update(dropout_keys(model))
-    if isinstance(model, EncoderDecoderSection) and config.model_type != ENCODER_DECODER:
-        return _warm_started(model, config, folder, encoder, keys)
+    ids = encoder.special_token_ids | _decoder_start(encoder)
+    started = architecture.start_from_encoder(model, config, folder, ids, keys)
+    if started is not None:
+        return started
     built: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(folder, config=config, **keys)
     # Folders of older versions say it in the one, those of newer in the other.
-    started = built.generation_config.decoder_start_token_id
-    ids = _special_ids(encoder)
+    generated = built.generation_config.decoder_start_token_id
     known = built.config.decoder_start_token_id if hasattr(built.config, "decoder_start_token_id") else None
     built.config.decoder_start_token_id = next(
-        one for one in (started, known, ids["decoder_start_token_id"]) if one is not None
+        start for start in (generated, known, ids["decoder_start_token_id"]) if start is not None
     )
     built.config.eos_token_id, built.config.pad_token_id = ids["eos_token_id"], ids["pad_token_id"]
     return built
-
-
-def _warm_started(
-    model: EncoderDecoderSection,
-    config: PreTrainedConfig,
-    folder: Path,
-    encoder: DocumentTokenizer,
-    keys: dict[str, Any],
-) -> PreTrainedModel:
-    """Both sides from one encoder (Rothe et al. 2020). Cross attention, and a head that the folder lacks, are new."""
-    layers = model.decoder_layers or config.num_hidden_layers
-    if layers > config.num_hidden_layers:
-        raise UserError(
-            f"model.decoder_layers={layers}, and {folder} has {config.num_hidden_layers} layers; use at most these"
-        )
-    writes = copy.deepcopy(config)
-    writes.update({"is_decoder": True, "add_cross_attention": True, "num_hidden_layers": layers})
-    first = AutoModel.from_pretrained(folder, config=config, **keys)
-    second = AutoModelForCausalLM.from_pretrained(folder, config=writes, **keys)
-    joined = EncoderDecoderConfig.from_encoder_decoder_configs(first.config, second.config, **_special_ids(encoder))
-    return EncoderDecoderModel(encoder=first, decoder=second, config=joined)

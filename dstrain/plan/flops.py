@@ -15,8 +15,7 @@ the layers forward once more.
 
 from dataclasses import dataclass
 
-from dstrain.architectures.pair_shape import PairShape
-from dstrain.architectures.shape import AnyShape, ModelShape, layer_parameters, lora_parameters
+from dstrain.architectures import EncoderShape, Seq2SeqShape, Shape, lora_parameters
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
 from dstrain.plan.timeline import PhasePlan, in_phase
@@ -49,7 +48,7 @@ class Flops:
         return self.model + (self.matmuls + self.attention if self.activation_checkpointing else 0)
 
 
-def step_flops(recipe: Recipe, shape: AnyShape, phase: PhasePlan | None = None) -> Flops:
+def step_flops(recipe: Recipe, shape: Shape, phase: PhasePlan | None = None) -> Flops:
     """Return the operations per token of this recipe's rows; a global step has rows × `data.row_tokens` tokens.
 
     With a `phase`, of its rows; where its masking rate changes, of the mean one.
@@ -57,9 +56,9 @@ def step_flops(recipe: Recipe, shape: AnyShape, phase: PhasePlan | None = None) 
     if phase is not None:
         recipe = in_phase(recipe, phase)
     if isinstance(recipe, SequenceToSequenceRecipe):
-        assert isinstance(shape, PairShape)
+        assert isinstance(shape, Seq2SeqShape)
         return _pair_flops(recipe, shape)
-    assert isinstance(shape, ModelShape)
+    assert isinstance(shape, EncoderShape)
     hidden, length = shape.hidden_size, recipe.data.sequence_length
     if isinstance(recipe, PretrainingRecipe):
         predicted = sum(masked_per_row(rate, length) for rate in recipe.data.masking.rates) / 2 / length
@@ -70,7 +69,7 @@ def step_flops(recipe: Recipe, shape: AnyShape, phase: PhasePlan | None = None) 
         head = 2 * hidden * hidden / length
     else:
         head = 2 * hidden * (head_outputs(recipe) or UNKNOWN_OUTPUTS)
-    matmuls, attention = 2 * shape.layers * matrix_parameters(shape), 4 * shape.layers * length * hidden
+    matmuls, attention = 2 * shape.layers * shape.matrix_parameters, shape.layers * shape.attention_flops(length)
     lora = recipe.model.lora
     spared = 2 * (matmuls + attention) * recipe.model.frozen_layers / shape.layers if lora is None else matmuls
     return Flops(
@@ -82,7 +81,7 @@ def step_flops(recipe: Recipe, shape: AnyShape, phase: PhasePlan | None = None) 
     )
 
 
-def _pair_flops(recipe: SequenceToSequenceRecipe, shape: PairShape) -> Flops:
+def _pair_flops(recipe: SequenceToSequenceRecipe, shape: Seq2SeqShape) -> Flops:
     source, target, tokens = recipe.data.sequence_length, recipe.data.target_length, recipe.data.row_tokens
     hidden, heads, matrices = shape.hidden_size, shape.attention_size, 3 if shape.gated_mlp else 2
     encoder = shape.layers * (4 * hidden * heads + matrices * hidden * shape.intermediate_size) * source
@@ -98,11 +97,3 @@ def _pair_flops(recipe: SequenceToSequenceRecipe, shape: PairShape) -> Flops:
         spared=0.0 if lora is None else matmuls,  # what adapters take is left out of it
         activation_checkpointing=recipe.model.activation_checkpointing,
     )
-
-
-def matrix_parameters(shape: ModelShape) -> int:
-    """Return a layer's parameters that are in matrices: without biases and norms."""
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    matrices = 4 * hidden * hidden + (3 if shape.gated_mlp else 2) * hidden * inner
-    assert matrices <= layer_parameters(shape)
-    return matrices

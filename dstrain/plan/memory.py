@@ -36,8 +36,7 @@ a time.
 
 from dataclasses import dataclass, fields
 
-from dstrain.architectures.pair_shape import PairShape
-from dstrain.architectures.shape import AnyShape, ModelShape, frozen_parameters, model_shape, parameters_of
+from dstrain.architectures import EncoderShape, Seq2SeqShape, Shape, frozen_parameters, model_shape, parameters_of
 from dstrain.plan.attention import attention_of
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
@@ -106,7 +105,7 @@ def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, s
     return Memory(weights, gradients, optimizer, buffers, activations, step, host)
 
 
-def activation_bytes(recipe: Recipe, shape: AnyShape, *, checkpointing: bool, on_cpu: bool = False) -> int:
+def activation_bytes(recipe: Recipe, shape: Shape, *, checkpointing: bool, on_cpu: bool = False) -> int:
     """Return the bytes of activations that one micro-batch holds when its backward pass begins.
 
     Args:
@@ -117,9 +116,9 @@ def activation_bytes(recipe: Recipe, shape: AnyShape, *, checkpointing: bool, on
     """
     element = ELEMENT_BYTES[recipe.train.precision]
     if isinstance(recipe, SequenceToSequenceRecipe):
-        assert isinstance(shape, PairShape)
+        assert isinstance(shape, Seq2SeqShape)
         return pair_activation_bytes(recipe, shape, element=element, checkpointing=checkpointing, on_cpu=on_cpu)
-    assert isinstance(shape, ModelShape)
+    assert isinstance(shape, EncoderShape)
     rows, length = _rows(recipe), recipe.data.sequence_length
     token_elements = rows * length * shape.hidden_size
     dropped = element if on_cpu else 1
@@ -137,47 +136,30 @@ def _rows(recipe: Recipe) -> int:
     return -(-recipe.train.micro_batch_rows * recipe.data.row_tokens // recipe.data.sequence_length)
 
 
-def _shared_bytes(recipe: Recipe, shape: ModelShape) -> int:
-    """Return the bytes of what is made once and used by all layers: the masks, and the rotation's sines and cosines.
-
-    ModernBERT has two of each, as some of its layers attend within a window only.
-    """
+def _shared_bytes(recipe: Recipe, shape: EncoderShape) -> int:
+    """Return the bytes of what is made once and used by all layers, as the masks are."""
     tokens, length = _rows(recipe) * recipe.data.sequence_length, recipe.data.sequence_length
-    if shape.architecture != "modernbert":
-        return tokens * length * ELEMENT_BYTES[recipe.train.precision]
-    return 2 * tokens * (length + 2 * shape.hidden_size // shape.heads) * ELEMENT_BYTES[recipe.train.precision]
+    return tokens * shape.shared_elements(length) * ELEMENT_BYTES[recipe.train.precision]
 
 
-def _layer_bytes_per_token(shape: ModelShape, element: int, dropped: int) -> int:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    if shape.architecture == "modernbert":
-        elements = 8 * hidden + 4 * inner
-        passing_dropout = (inner if shape.dropout else 0) + (hidden if shape.attention_dropout else 0)
-    else:
-        elements = 8 * hidden + 2 * inner
-        passing_dropout = 2 * hidden if shape.dropout else 0
+def _layer_bytes_per_token(shape: EncoderShape, element: int, dropped: int) -> int:
     statistics = 4 * shape.heads + 4 * element  # the softmax's, in fp32; mean and deviation of two norms
-    return elements * element + passing_dropout * dropped + statistics
+    return shape.layer_elements * element + shape.dropped_elements * dropped + statistics
 
 
-def _attention_bytes(recipe: Recipe, shape: ModelShape, element: int, dropped: int, *, on_cpu: bool) -> int:
+def _attention_bytes(recipe: Recipe, shape: EncoderShape, element: int, dropped: int, *, on_cpu: bool) -> int:
     """Return what a layer's attention keeps besides its inputs and outputs: scores, and what precedes the rotation."""
     rows, length = _rows(recipe), recipe.data.sequence_length
     pairs = rows * length * length  # of tokens
     attention = attention_of(recipe, on_cpu=on_cpu)
     if attention in ("eager", "matmul"):
-        modern = shape.architecture == "modernbert" and attention == "eager"  # its softmax is in fp32, and then rounded
-        softmax = 4 if modern else element
-        if shape.attention_dropout:
-            return pairs * shape.heads * (softmax + element + dropped)
-        return pairs * shape.heads * (softmax + (element if modern and element != softmax else 0))
+        return pairs * shape.heads * shape.score_bytes(attention, element, dropped)
     if on_cpu and shape.attention_dropout:  # SDPA in fp32, query, key and value included: softmax, dropout and its mask
         return pairs * shape.heads * 3 * 4 + rows * length * 3 * shape.hidden_size * (4 - element)
-    unrotated = 2 * shape.hidden_size if shape.architecture == "modernbert" else 0
-    return rows * length * unrotated * element
+    return rows * length * shape.unrotated_elements * element
 
 
-def _head_bytes(recipe: Recipe, shape: ModelShape, element: int) -> int:
+def _head_bytes(recipe: Recipe, shape: EncoderShape, element: int) -> int:
     """Four inputs and outputs of the transform; the logits as computed, their log-softmax and its gradient in fp32.
 
     Of each pair the pooler's input and output.

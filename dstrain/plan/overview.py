@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dstrain.architectures.shape import frozen_parameters, model_shape, parameters_of
+from dstrain.architectures import frozen_parameters, model_shape, parameters_of
 from dstrain.plan.batch import BatchPlan, batch_plan
 from dstrain.plan.corpus import CorpusSize
 from dstrain.plan.engine import deepspeed_config

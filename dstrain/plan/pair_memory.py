@@ -10,7 +10,7 @@ Measured against what autograd keeps it is right within a quarter: kernels diffe
 
 from dataclasses import dataclass
 
-from dstrain.architectures.pair_shape import PairShape
+from dstrain.architectures import Seq2SeqShape
 from dstrain.recipe.schema import SequenceToSequenceRecipe
 
 
@@ -24,7 +24,7 @@ class Sizes:
 
 
 def pair_activation_bytes(
-    recipe: SequenceToSequenceRecipe, shape: PairShape, *, element: int, checkpointing: bool, on_cpu: bool
+    recipe: SequenceToSequenceRecipe, shape: Seq2SeqShape, *, element: int, checkpointing: bool, on_cpu: bool
 ) -> int:
     """Return the bytes of activations that one micro-batch holds when its backward pass begins.
 
@@ -45,18 +45,18 @@ def pair_activation_bytes(
         inputs = (shape.layers * source + shape.decoder_layers * target) * shape.hidden_size * element
         layers = inputs + max(encoder, decoder)
     embeddings = 2 * (source + target) * shape.hidden_size * element
-    biases = shape.heads * (source**2 + target**2) * element if shape.architecture == "t5" else 0
+    shared = shape.shared_elements(source, target) * element
     head = target * (4 * shape.hidden_size * element + shape.vocab_size * (element + 4 + 4))
-    return int(rows * (layers + embeddings + biases + head))
+    return int(rows * (layers + embeddings + shared + head))
 
 
-def _encoder_layer(shape: PairShape, sizes: Sizes, source: int) -> int:
+def _encoder_layer(shape: Seq2SeqShape, sizes: Sizes, source: int) -> int:
     """Bytes of one row."""
     per_token = _stack_bytes(shape, sizes, shape.intermediate_size)
     return source * per_token + source**2 * shape.heads * sizes.scores
 
 
-def _decoder_layer(shape: PairShape, sizes: Sizes, source: int, target: int) -> int:
+def _decoder_layer(shape: Seq2SeqShape, sizes: Sizes, source: int, target: int) -> int:
     """Bytes of one row."""
     hidden, heads = shape.hidden_size, shape.attention_size
     per_token = _stack_bytes(shape, sizes, shape.decoder_intermediate_size)
@@ -65,10 +65,6 @@ def _decoder_layer(shape: PairShape, sizes: Sizes, source: int, target: int) -> 
     return target * per_token + source * 2 * heads * sizes.element + pairs * shape.heads * sizes.scores
 
 
-def _stack_bytes(shape: PairShape, sizes: Sizes, inner: int) -> int:
-    """Bytes per token of self attention and MLP. T5 norms and gates in many small steps, and drops inside its MLP."""
-    hidden, t5 = shape.hidden_size, shape.architecture == "t5"
-    features = (9 if shape.gated_mlp else 2) * inner
-    elements = (6 if t5 else 4) * hidden + 4 * shape.attention_size + features
-    dropped = 2 * hidden + (inner if t5 else 0)
-    return elements * sizes.element + (dropped * sizes.dropped if shape.dropout else 0)
+def _stack_bytes(shape: Seq2SeqShape, sizes: Sizes, inner: int) -> int:
+    """Bytes per token of self attention and MLP."""
+    return shape.stack_elements(inner) * sizes.element + shape.dropped_elements(inner) * sizes.dropped

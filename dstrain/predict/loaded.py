@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from dstrain.architectures import architecture_of
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.errors import UserError
 from dstrain.recipe.definition import TASKS, ExampleTaskDefinition, imported
@@ -36,7 +37,7 @@ class Loaded:
     @property
     def separators(self) -> int:
         """[SEP]s between two texts."""
-        return 2 if self.model.config.model_type == "roberta" else 1
+        return architecture_of(self.model.config).separators
 
     @torch.inference_mode()
     def batches(
@@ -133,8 +134,7 @@ def longest_text(folder: Path, model: Any) -> int:
     """Tokens of the longest text that the model takes: as training cut them, and no more than it has positions."""
     reads = getattr(model.config, "encoder", model.config)  # of a pair, the side that reads
     positions = int(getattr(reads, "max_position_embeddings", ENDLESS))
-    if reads.model_type == "roberta":
-        positions -= 2  # its positions start at 2
+    positions -= architecture_of(reads).unused_positions
     try:
         trained = json.loads((folder / "tokenizer_config.json").read_bytes()).get("model_max_length")
     except (OSError, ValueError):

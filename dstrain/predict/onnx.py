@@ -19,6 +19,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from dstrain.architectures import architecture_of
 from dstrain.errors import UserError
 from dstrain.model.pooling import AutoEncoder
 from dstrain.predict.loaded import GRAPH
@@ -130,7 +131,7 @@ def largest_difference(model: PreTrainedModel, graph: OnnxModel) -> float:
 
 
 def _shapes(model: PreTrainedModel) -> Iterator[tuple[int, int]]:
-    longest = int(model.config.max_position_embeddings) - (2 if model.config.model_type == "roberta" else 0)
+    longest = int(model.config.max_position_embeddings) - architecture_of(model.config).unused_positions
     yield from ((rows, min(tokens, longest)) for rows, tokens in SHAPES)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dstrain.architectures import ARCHITECTURES
 from dstrain.recipe.keys import flat_values
 from dstrain.recipe.rules import positions_suffice, token_types_suffice
 from dstrain.recipe.schema import CommonRecipe
@@ -14,7 +15,6 @@ _PATH_KEYS = (
     *("tokenizer", "data.train", "data.valid", "data.test", "data.corpus", "data.queries", "model.pretrained"),
     *("data.sources.*.shards", "data.sources.*.valid"),  # of every source
 )
-ENCODER_DECODER = "encoder-decoder"
 _DATASETS = "datasets://"  # a data set by its name; whether it is there is seen when it is loaded
 _MADE_BY = {"build/pretrained/": "make pretrained", "build/quickstart/": "make quickstart"}
 _PATTERN_CHARACTERS = "*?[{"
@@ -122,12 +122,12 @@ def _pretrained_problems(known: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
             yield ("model.pretrained",), f"has no readable config.json; {remedy}"
         return
     found = config.get("model_type")
-    if found not in origins(architecture):
-        pair = architecture == ENCODER_DECODER
-        remedy = f"give a folder with {' or '.join(origins(architecture))}" if pair else f"use {found}"
+    origins = ARCHITECTURES[architecture].origins if architecture in ARCHITECTURES else (architecture,)
+    if found not in origins:
+        remedy = f"give a folder with {' or '.join(origins)}" if len(origins) > 1 else f"use {found}"
         yield ("model.architecture", "model.pretrained"), f"but model.pretrained holds a {found} model; {remedy}"
         return
-    whole = found == ENCODER_DECODER
+    whole = isinstance(config.get("encoder"), dict)  # a model of two, each with a config of its own
     for key, side in (*((key, "encoder") for key in _row_lengths(known)), ("data.target_length", "decoder")):
         stack = config.get(side) if whole else config
         length, positions = known.get(key), stack.get("max_position_embeddings") if isinstance(stack, dict) else None
@@ -151,8 +151,3 @@ def _row_lengths(known: Mapping[str, Any]) -> Iterator[str]:
             return
         if known.get(f"phases.{number}.data.sequence_length") is not None:
             yield f"phases.{number}.data.sequence_length"
-
-
-def origins(architecture: str) -> tuple[str, ...]:
-    """Return the kinds of pretrained model that an architecture starts from; a pair of encoders from one, or a pair."""
-    return ("bert", "roberta", ENCODER_DECODER) if architecture == ENCODER_DECODER else (architecture,)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dstrain.architectures import installed_encoders
 from dstrain.recipe.rules import Verdict, broken_rules, rule
 
 _CARRIED = (  # what a phase changes for those after it too
@@ -175,6 +176,8 @@ def _weights_are_of_sources(weights: Mapping[str, float] | None, sources: Mappin
 @rule("phase.model", "model.architecture")
 def _positions_are_rotary(model: Mapping[str, Any], architecture: str) -> Verdict:
     changed = isinstance(model, Mapping) and any(value is not None for value in model.values())
-    if changed and architecture != "modernbert":
-        return f"changes rotary positions, and {architecture} has none; delete it, or use model.architecture=modernbert"
+    encoders = installed_encoders()
+    if changed and not (architecture in encoders and encoders[architecture].rotary_bases):
+        rotary = " or ".join(name for name, known in encoders.items() if known.rotary_bases)
+        return f"changes rotary positions, and {architecture} has none; delete it, or use model.architecture={rotary}"
     return None

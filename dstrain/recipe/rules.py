@@ -10,8 +10,13 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from dstrain.architectures.linears import is_target, linear_names
-from dstrain.architectures.shape import MATMUL_ARCHITECTURES
+from dstrain.architectures import (
+    ARCHITECTURES,
+    EncoderArchitecture,
+    installed_architectures,
+    installed_encoders,
+    is_target,
+)
 from dstrain.recipe.measured import not_measured
 from dstrain.recipe.pair_slots import SHORTEST_PAIR
 
@@ -279,7 +284,7 @@ def _one_pace_of_unfreezing(steps: int | None, every_epochs: float | None, epoch
 
 @rule("model.lora.target_modules", "model.architecture")
 def _targets_exist(targets: list[str], architecture: str) -> Verdict:
-    layers = linear_names(architecture)
+    layers = ARCHITECTURES[architecture].linear_names()
     missing = next((target for target in targets if not any(is_target(name, [target]) for name in layers)), None)
     if missing is not None:
         return f"holds {missing!r}, and no linear layer of {architecture} ends so; it has {', '.join(layers)}"
@@ -287,9 +292,18 @@ def _targets_exist(targets: list[str], architecture: str) -> Verdict:
 
 
 @rule("model.attention", "model.architecture")
-def _matmul_is_for_encoders(attention: str, architecture: str) -> Verdict:
-    if attention == "matmul" and architecture not in MATMUL_ARCHITECTURES:
-        return f"is not offered for {architecture}, only for {', '.join(MATMUL_ARCHITECTURES)}; use auto"
+def _attention_is_offered(attention: str, architecture: str) -> Verdict:
+    if attention != "auto" and attention not in ARCHITECTURES[architecture].attentions:
+        others = [name for name, known in installed_architectures().items() if attention in known.attentions]
+        return f"is not offered for {architecture}, only for {', '.join(others)}; use auto"
+    return None
+
+
+@rule("model.architecture", "task")
+def _documents_are_kept_apart(architecture: str, task: str) -> Verdict:
+    known = ARCHITECTURES[architecture]
+    if task == "masked_lm" and isinstance(known, EncoderArchitecture) and not known.takes_packed_rows:
+        return "cannot keep the documents of a packed row apart, and pretraining packs rows; use another architecture"
     return None
 
 
@@ -344,9 +358,11 @@ def _target_positions_suffice(target_length: int, positions: int, architecture: 
 
 def positions_suffice(sequence_length: int, positions: int, architecture: str, source: str) -> Verdict:
     """Check a row's length against the positions of a model; `source` says where their number comes from."""
-    usable = positions - 2 if architecture == "roberta" else positions
+    known = ARCHITECTURES.get(architecture)
+    unused = 0 if known is None else known.unused_positions
+    usable = positions - unused
     if sequence_length > usable:
-        why = f"{source}={positions}" + (" less the two that RoBERTa leaves unused" if usable != positions else "")
+        why = f"{source}={positions}" + (f" less the {unused} that {architecture} leaves unused" if unused else "")
         return f"is longer than {why}; use at most {max(usable, 1)}, or raise max_position_embeddings"
     return None
 
@@ -370,10 +386,17 @@ def _replacements_are_shares(replace: list[float]) -> Verdict:
 
 
 @rule("data.pairs.objective", "model.architecture")
-def _pairs_are_berts(objective: str, architecture: str) -> Verdict:
-    if objective != "none" and architecture != "bert":
-        return f"is not offered for {architecture}, which has no head for pairs; use none, or model.architecture: bert"
+def _pairs_have_a_head(objective: str, architecture: str) -> Verdict:
+    if objective != "none" and not _has_pair_head(architecture):
+        others = [name for name in installed_encoders() if _has_pair_head(name)]
+        remedy = f"use none, or model.architecture: {' or '.join(others)}"
+        return f"is not offered for {architecture}, which has no head for pairs; {remedy}"
     return None
+
+
+def _has_pair_head(architecture: str) -> bool:
+    known = ARCHITECTURES[architecture]
+    return isinstance(known, EncoderArchitecture) and known.pair_modules is not None
 
 
 @rule("data.pairs.objective", "model.config.type_vocab_size", "model.architecture")
@@ -382,8 +405,8 @@ def _token_types_suffice(objective: str, types: int, architecture: str) -> Verdi
 
 
 def token_types_suffice(objective: str, types: int, architecture: str, source: str) -> Verdict:
-    """Check that a BERT tells the two texts of a pair apart; `source` says where its number of token types is from."""
-    if objective != "none" and types < 2 and architecture == "bert":
+    """Check that a model tells the two texts of a pair apart; `source` says where its number of token types is from."""
+    if objective != "none" and types < 2 and _has_pair_head(architecture):
         return f"needs a token type for each text of a pair, and {source}={types}; use none, or a model with 2"
     return None
 

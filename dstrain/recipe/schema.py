@@ -1,12 +1,12 @@
 """The recipe of every task, whose sections say every key with its type, its unit and its rule. Imports no torch."""
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, Union
 
 from pydantic import Field
 
-from dstrain.architectures.keys import Model, ModelKeys, TextToTextModel
+from dstrain.architectures import Architecture, ModelKeys, installed_encoders, installed_seq2seq
 from dstrain.base.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from dstrain.recipe.data import (
     ClassificationData,
@@ -24,6 +24,19 @@ from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Op
 MOST_DEFAULT_LANES = 1024
 FEW_LANES = 64  # which are not made fewer
 LANE_ROWS = 4  # of a lane in a batch
+
+
+if TYPE_CHECKING:
+    Model: TypeAlias = ModelKeys
+    TextToTextModel: TypeAlias = ModelKeys
+else:
+
+    def _any_of(architectures: Mapping[str, Architecture]) -> object:
+        """The type of a `model` section: that of any of these."""
+        sections = tuple(architecture.section for architecture in architectures.values())
+        return Annotated[Union[sections], Field(discriminator="architecture")]  # noqa: UP007  (a tuple of them)
+
+    Model, TextToTextModel = _any_of(installed_encoders()), _any_of(installed_seq2seq())
 
 
 class CommonRecipe(Section):

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from dstrain.architectures import ARCHITECTURES, checked_architecture
 from dstrain.base.section import Section
 from dstrain.recipe.definition import task_names
 from dstrain.recipe.files import absolute, file_problems, is_path
@@ -87,6 +88,8 @@ def _with_known_sections(tree: Node) -> tuple[Node, type[CommonRecipe], list[str
     if model is not None and isinstance(model.value, dict):
         architecture = model.value.get("architecture")
         architectures = tag_choices(recipe_type.model_fields["model"])
+        if architecture is not None and architecture.value in ARCHITECTURES:
+            checked_architecture(str(architecture.value))  # one that is broken is none of the choices
         if architecture is None or architecture.value not in architectures:
             problems.append(_choice_problem(model, "model.architecture", architecture, architectures))
             close = _close(architecture, architectures)

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from dstrain.architectures.pair_shape import PairShape
-from dstrain.architectures.shape import model_shape
+from dstrain.architectures import model_shape
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, committed, step_of
 from dstrain.diagnose.verdict import VERDICT_FILE, Verdict
 from dstrain.diagnose.verdict_text import failed, how_it_failed
@@ -231,7 +230,7 @@ def _settings(recipe: Recipe) -> dict[str, str]:
     model, train, optimizer = recipe.model, recipe.train, recipe.optimizer
     try:
         shape = model_shape(model)
-        layers = f"{shape.layers} + {shape.decoder_layers}" if isinstance(shape, PairShape) else f"{shape.layers}"
+        layers = " + ".join(str(layers) for layers in shape.layer_counts)
         size = f", {layers} layers × {shape.hidden_size}, {shape.heads} heads"
     except UserError:
         size = ""  # the pretrained folder has gone since

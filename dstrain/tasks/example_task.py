@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from dstrain.architectures.shape import shape_of_config
+from dstrain.architectures import ARCHITECTURES
 from dstrain.data.tokens import DocumentTokenizer, load_document_tokenizer
 from dstrain.model.lora import base_identity
 from dstrain.plan import batch_plan, step_flops
@@ -90,7 +90,7 @@ class ExampleTask(Task, Generic[E]):
         train = self.rows["train"]
         timeline = make_timeline(recipe, len(train) * recipe.data.row_tokens)
         assert timeline is not None, "the number of rows is known"
-        shape = shape_of_config(recipe.model.architecture, self.model.config.to_dict())
+        shape = ARCHITECTURES[recipe.model.architecture].shape(self.model.config.to_dict())
         # Rows of different lengths: count real tokens, not those of full rows.
         row_tokens = sum(row.tokens for row in train) / len(train)
         self.totals = TaskTotals(timeline, (row_tokens,), (step_flops(recipe, shape).model,))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from dstrain.architectures.shape import model_shape
+from dstrain.architectures import model_shape
 from dstrain.checkpoint.identity import stream_identity
 from dstrain.data.layout import Layout
 from dstrain.data.row_documents import RowDocuments

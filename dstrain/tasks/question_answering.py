@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForQuestionAnswering, PreTrainedModel
 
+from dstrain.architectures import ARCHITECTURES
 from dstrain.model.encoder import build_model
 from dstrain.recipe.schema import QuestionAnsweringRecipe
 from dstrain.tasks.answer_scores import Judged, answer_scores
@@ -73,7 +74,7 @@ class QuestionAnswering(ExampleTask[Question]):
             length=data.sequence_length,
             stride=data.stride,
             question_length=data.question_length,
-            separators=2 if self._recipe.model.architecture == "roberta" else 1,
+            separators=ARCHITECTURES[self._recipe.model.architecture].separators,
         )
         rows: list[Row] = []
         for span in spans:

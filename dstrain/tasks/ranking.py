@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from dstrain.architectures import ARCHITECTURES
 from dstrain.errors import CorpusError
 from dstrain.model.encoder import build_model
 from dstrain.recipe.schema import RankingRecipe
@@ -98,7 +99,7 @@ class Ranking(ExampleTask[Query]):
                 f"data.candidates_field (`dstrain mine` writes them), or use loss.kind=pointwise with data.score_field"
             )
         pairs = [(examples[number].text, self._judgements.documents[key]) for number, _, keys in groups for key in keys]
-        separators = 2 if self._recipe.model.architecture == "roberta" else 1
+        separators = ARCHITECTURES[self._recipe.model.architecture].separators
         encoded = iter(encoded_pairs(self.encoder, pairs, self._recipe.data.sequence_length, separators))
         rows: list[Row] = []
         for number, answers, keys in groups:

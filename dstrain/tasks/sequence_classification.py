@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from dstrain.architectures import ARCHITECTURES
 from dstrain.model.encoder import build_model, labels_of_head
 from dstrain.recipe.schema import ClassificationRecipe
 from dstrain.tasks.batching import encoded, encoded_pairs, padded
@@ -110,7 +111,7 @@ class SequenceClassification(ExampleTask[Example]):
             ]
         else:
             pairs = ((example.text, example.pair or "") for example in examples)
-            separators = 2 if self._recipe.model.architecture == "roberta" else 1
+            separators = ARCHITECTURES[self._recipe.model.architecture].separators
             ids = encoded_pairs(self.encoder, pairs, length, separators)
         return [
             Row(row, self._target(example), number, len(self.labels), second_start=second)

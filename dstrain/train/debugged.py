@@ -29,7 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from dstrain.architectures.shape import frozen_parameters, model_shape, parameters_of
+from dstrain.architectures import frozen_parameters, model_shape, parameters_of
 from dstrain.base.environment import RankVariables
 from dstrain.base.phases import RankPhase
 from dstrain.checkpoint.fragments import resident_fragments

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dstrain.errors import RecipeError
-from dstrain.model.depth import depth_of_parameters, head_depth
+from dstrain.model.depth import depth_of_parameters, embeddings_of, head_depth
 from dstrain.recipe.training import Optimizer
 from dstrain.runtime.clipping import clipping
 
@@ -21,7 +21,7 @@ def parameter_groups(
     not trained, see `unfreezing.py`: 0 for the head, `unfreeze_every_steps` for the last layer, and so on.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    depths = depth_of_parameters(list(dict(module.named_parameters())))
+    depths = depth_of_parameters(list(dict(module.named_parameters())), embeddings_of(module))
     top = max(depths.values(), default=0)
     below = {name: top - depths[name] for name in trained}  # the uppermost
     rules = {name: (layer_decay**count, unfreeze_every_steps * count) for name, count in below.items()}
@@ -40,7 +40,7 @@ def freeze(module: nn.Module, layers: int) -> None:
     """Keep the embeddings and the first `layers` layers as they are. Raises RecipeError where there are fewer."""
     if layers == 0:
         return
-    depths = depth_of_parameters(list(dict(module.named_parameters())))
+    depths = depth_of_parameters(list(dict(module.named_parameters())), embeddings_of(module))
     there = head_depth(depths) - 1
     if layers > there:
         raise RecipeError(f"model.frozen_layers={layers}, and the model has {there} layers; use at most {there}")

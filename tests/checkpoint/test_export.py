@@ -23,14 +23,9 @@ from transformers import (
     pipeline,
 )
 
-from dstrain.architectures.keys import (
-    BertConfig,
-    BertModel,
-    ModernBertConfig,
-    ModernBertModel,
-    RobertaConfig,
-    RobertaModel,
-)
+from dstrain.architectures.bert import BertConfig, BertModel
+from dstrain.architectures.modernbert import ModernBertConfig, ModernBertModel
+from dstrain.architectures.roberta import RobertaConfig, RobertaModel
 from dstrain.base.durable import write_durably
 from dstrain.checkpoint.files import write_safetensors
 from dstrain.checkpoint.fragments import fragment_key, saved_tensors, share

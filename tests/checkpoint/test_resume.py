@@ -13,7 +13,7 @@ import torch
 from checkpoint_ranks import job
 from ranks import run_ranks
 
-from dstrain.architectures.keys import BertConfig, BertModel
+from dstrain.architectures.bert import BertConfig, BertModel
 from dstrain.checkpoint.manifest import FORMAT, MANIFEST, Manifest, _written, committed, step_of
 from dstrain.checkpoint.verify import verify
 from dstrain.errors import CheckpointError

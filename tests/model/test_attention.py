@@ -5,8 +5,8 @@ import torch
 from tiny_models import masked_batch, tiny_model
 from torch import Tensor, nn
 
+from dstrain.architectures import additive_mask, document_mask
 from dstrain.model.attention import matmul_attention
-from dstrain.model.encoder import additive_mask, document_mask
 from dstrain.model.sparse import SparseMaskedLm
 
 ROWS, HEADS, TOKENS, WIDTH = 2, 3, 48, 16

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, FIRST_ID, SPECIAL_IDS, VOCABULARY, packed_rows, recipe_model, tiny_model
 
-from dstrain.model.encoder import build_model, document_mask, encode_packed, predict_tokens
+from dstrain.architectures import document_mask
+from dstrain.model.encoder import build_model, encode_packed, predict_tokens
 
 LENGTHS = ((5, 17, 10), (1, 30, 1), (32,))  # in every row a document longer than modernbert's window
 EVERY = [(architecture, attention) for architecture in ARCHITECTURES for attention in ("sdpa", "matmul", "eager")]

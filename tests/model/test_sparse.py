@@ -15,7 +15,8 @@ from tiny_models import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dstrain.model.encoder import build_model, document_mask
+from dstrain.architectures import document_mask
+from dstrain.model.encoder import build_model
 from dstrain.model.sparse import SparseMaskedLm
 
 LENGTHS = ((5, 17, 10), (32,), (1, 1, 30))

@@ -7,15 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dstrain.architectures.keys import (
-    BertConfig,
-    BertModel,
-    Model,
-    ModernBertConfig,
-    ModernBertModel,
-    RobertaConfig,
-    RobertaModel,
-)
+from dstrain.architectures import ModelKeys
+from dstrain.architectures.bert import BertConfig, BertModel
+from dstrain.architectures.modernbert import ModernBertConfig, ModernBertModel
+from dstrain.architectures.roberta import RobertaConfig, RobertaModel
 from dstrain.model.encoder import build_model
 
 VOCABULARY = 96
@@ -26,7 +21,7 @@ ROW_TOKENS = 32
 MASKED = 6  # slots for predictions in a row
 
 
-def recipe_model(architecture: str, *, dropout: float = 0.0, **keys: Any) -> Model:
+def recipe_model(architecture: str, *, dropout: float = 0.0, **keys: Any) -> ModelKeys:
     """A recipe's `model` section: 4 layers of 32, rows of up to 32 tokens; modernbert sees 4 tokens to each side."""
     shared: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4}
     shared |= {"num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": ROW_TOKENS + 2}

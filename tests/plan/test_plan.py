@@ -11,16 +11,7 @@ import transformers
 from planned import classification, masked_lm, mixed
 from torch.utils.flop_counter import FlopCounterMode
 
-from dstrain.architectures.linears import linear_names
-from dstrain.architectures.pair_shape import pair_shape
-from dstrain.architectures.shape import (
-    ModelShape,
-    frozen_parameters,
-    model_shape,
-    parameter_counts,
-    parameters_of,
-    shape_of_config,
-)
+from dstrain.architectures import ARCHITECTURES, EncoderShape, frozen_parameters, model_shape, parameters_of
 from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import RecipeError
 from dstrain.model.encoder import build_model
@@ -86,7 +77,7 @@ def test_parameter_counts_are_exact(architecture: str, config: dict[str, Any], t
     with torch.device("meta"):
         model = AUTO_MODELS[task].from_config(built)
     model.tie_weights()
-    counts = parameter_counts(model_shape(section), task, labels=5)
+    counts = model_shape(section).parameters(task, labels=5)
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     layers = sum(
         parameter.numel()
@@ -163,11 +154,11 @@ def test_parameter_counts_of_pairs_are_exact(architecture: str, config: dict[str
     section = pair(architecture, config, **fewer).model
     with torch.device("meta"):
         model = built_pair(section)
-    counts = parameter_counts(model_shape(section), "sequence_to_sequence")
+    counts = model_shape(section).parameters("sequence_to_sequence")
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     assert frozen_parameters(section, model_shape(section)) == frozen
-    found = pair_shape(architecture, json.loads(json.dumps(model.config.to_dict())))
+    found = ARCHITECTURES[architecture].shape(json.loads(json.dumps(model.config.to_dict())))
     assert found == model_shape(section), "an exported folder has the shape of its recipe"
 
 
@@ -175,7 +166,7 @@ def test_parameter_counts_of_pairs_are_exact(architecture: str, config: dict[str
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.slow
 def test_adapters_of_pairs_are_counted_exactly(architecture: str, config: dict[str, Any], everywhere: bool) -> None:
-    targets = linear_names(architecture) if everywhere else []
+    targets = ARCHITECTURES[architecture].linear_names() if everywhere else []
     section = pair(architecture, config | {"vocab_size": 500}, lora={"rank": 3, "target_modules": targets}).model
     with torch.device("meta"):
         model = built_pair(section)
@@ -215,7 +206,7 @@ def test_a_pair_is_planned_by_both_its_lengths() -> None:
 def test_a_pretrained_folder_has_the_shape_of_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMALL["bert"] | {"model_type": "bert", "vocab_size": 99}))
     section = masked_lm(model={"config": None, "pretrained": str(tmp_path)}).model
-    assert model_shape(section) == shape_of_config("bert", SMALL["bert"] | {"vocab_size": 99})
+    assert model_shape(section) == ARCHITECTURES["bert"].shape(SMALL["bert"] | {"vocab_size": 99})
 
 
 def test_a_pretrained_folder_without_config_is_a_mistake(tmp_path: Path) -> None:
@@ -337,7 +328,7 @@ def kept_sum(kept: dict[int, torch.Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def not_kept_bytes(recipe: MaskedLmRecipe, shape: ModelShape) -> int:
+def not_kept_bytes(recipe: MaskedLmRecipe, shape: EncoderShape) -> int:
     """Return what `activation_bytes` counts and autograd does not keep."""
     element = 2 if recipe.train.precision == "bf16" else 4
     rows, length = recipe.train.micro_batch_rows, recipe.data.sequence_length
@@ -407,7 +398,7 @@ def test_attention_keeps_probabilities_only_where_that_is_faster_and_fits(
     assert attention_of(biased.model_copy(update={"train": masked_lm(**sections).train}), on_cpu=on_cpu) == "sdpa"
     asked = {"model.attention": "matmul", "model.architecture": "t5"}
     assert list(broken_rules(asked)) == [
-        (tuple(asked), "is not offered for t5, only for bert, roberta, modernbert; use auto")
+        (tuple(asked), "is not offered for t5, only for bert, modernbert, roberta; use auto")
     ]
 
 

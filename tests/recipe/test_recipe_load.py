@@ -70,7 +70,7 @@ log: 3
     assert mistakes(tmp_path, text, check_files=True) == [
         "recipe.yaml:1: name=my run must begin with a letter or digit and hold only letters, digits and . _ -; "
         "choose another name",
-        "recipe.yaml:4: model.architecture=bertt is not one of bert, roberta, modernbert; use bert",
+        "recipe.yaml:4: model.architecture=bertt is not one of bert, modernbert, roberta; use bert",
         "recipe.yaml:5: model.config.hidden_size=100 is not a multiple of model.config.num_attention_heads=12; "
         "use 96 or 108",
         "recipe.yaml:6: model.activation_checkpointing=yes must be true or false (no other word is a boolean here); "
@@ -163,7 +163,7 @@ log: 3
         ("optimizer:", "schedule: {warmup_fraction: 1.0}\noptimizer:", "leaves no step after the warmup"),
         ("task: masked_lm", "task: masked_ml", "is not one of masked_lm, question_answering, "),
         ("task: masked_lm\n", "", "recipe.yaml:1: task is missing; add one of masked_lm, question_answering"),
-        ("  architecture: bert\n", "", "model.architecture is missing; add one of bert, roberta, modernbert"),
+        ("  architecture: bert\n", "", "model.architecture is missing; add one of bert, modernbert, roberta"),
         ("  train: shards\n", "", "recipe.yaml:7: data.train is missing; give a corpus, or several"),
         ("lanes: 64", "lanes: 0", "data.lanes=0 must be more than 0"),
         ("lanes: 64", "lanes: true", "data.lanes=true must be a whole number"),
@@ -195,7 +195,7 @@ def test_one_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, messa
 
 def test_roberta_leaves_two_positions_unused(tmp_path: Path) -> None:
     text = changed("architecture: bert", "architecture: roberta").replace("length: 128", "length: 513")
-    assert "=514 less the two that RoBERTa leaves unused; use at most 512" in mistakes(tmp_path, text)[0]
+    assert "=514 less the 2 that roberta leaves unused; use at most 512" in mistakes(tmp_path, text)[0]
 
 
 def test_rotary_heads_are_even(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_pretrained_model_of_another_kind(tmp_path: Path) -> None:
     ]
     lines = mistakes(tmp_path, text, "model.architecture=roberta", check_files=True)
     assert (
-        "the pretrained model's max_position_embeddings=66 less the two that RoBERTa leaves unused; use at most 64"
+        "the pretrained model's max_position_embeddings=66 less the 2 that roberta leaves unused; use at most 64"
         in lines[0]
     )
 

@@ -30,12 +30,13 @@ from transformers import (
     BertForPreTraining,
 )
 
+from dstrain.architectures import document_mask
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.cli import main
 from dstrain.data.ledger import compare_ledgers
 from dstrain.data.pairs import token_types
 from dstrain.data.stream import RowStream
-from dstrain.model.encoder import build_model, document_mask
+from dstrain.model.encoder import build_model
 from dstrain.plan.text import make_plan
 from dstrain.proof.replay import Replay, replay
 from dstrain.recipe.definition import definition_of

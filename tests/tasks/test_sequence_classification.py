@@ -253,7 +253,7 @@ def test_balanced_labels_weigh_alike_and_smoothing_spreads_a_label(folder: Path)
 def test_a_head_for_other_labels_is_refused_and_its_order_kept(tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification as auto
 
-    from dstrain.architectures.keys import BertModel
+    from dstrain.architectures.bert import BertModel
     from dstrain.errors import UserError
     from dstrain.model.encoder import labels_of_head
 

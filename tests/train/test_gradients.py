@@ -20,8 +20,9 @@ from training import (
     whole,
 )
 
+from dstrain.architectures import document_mask
 from dstrain.data.stream import RowStream
-from dstrain.model.encoder import build_model, document_mask
+from dstrain.model.encoder import build_model
 from dstrain.recipe.schema import Recipe
 
 pytestmark = pytest.mark.ranks

@@ -11,7 +11,7 @@ from ranks import run_ranks
 from torch.profiler import ProfilerActivity, profile
 from training import RecipeMaker, train_steps
 
-from dstrain.architectures.shape import model_shape, parameter_counts
+from dstrain.architectures import model_shape
 from dstrain.plan import activation_bytes, rank_memory
 from dstrain.recipe.schema import Recipe
 from dstrain.runtime.runtime import Runtime
@@ -79,7 +79,7 @@ def test_the_planned_memory_is_what_a_rank_takes(
 ) -> None:
     recipe = tiny_recipe(f"train.zero.stage={stage}", f"train.precision={precision}", "data.prefetch_steps=0", *SIZES)
     shape = model_shape(recipe.model)
-    parameters = sum(parameter_counts(shape, recipe.task).values())
+    parameters = sum(shape.parameters(recipe.task).values())
     activations = activation_bytes(recipe, shape, checkpointing=False, on_cpu=True)
     planned = rank_memory(recipe, parameters, activations, world, stage).total
     peaks = run_ranks(world, measure, recipe, tmp_path)

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from train_contestants import LEARNING_RATE, Contest, compete
 
-from dstrain.architectures.shape import model_shape
+from dstrain.architectures import model_shape
 from dstrain.corpus.train_tokenizer import SPECIAL_TOKENS, write_tokenizer
 from dstrain.data.tokens import load_document_tokenizer
 from dstrain.data.writer import write_token_shards
