@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dstrain.errors import EXIT_DONE, UserError
+from dstrain.examples.records import Reading, records_of
 from dstrain.predict.loaded import transformers_folder
 from dstrain.predict.predictors import TextClassifier
 from dstrain.tasks.example_task import SETTINGS
-from dstrain.tasks.records import Reading, records_of
 from dstrain.tasks.splits import refuse, text_problem
 
 Floats = NDArray[np.float64]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstrain.errors import CorpusError
+from dstrain.examples.records import Record
 from dstrain.recipe.data import ClassificationData
-from dstrain.tasks.records import Record
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, meant, shown, text_problem
 
 LABELS_SHOWN = 5

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dstrain.examples.records import Record
 from dstrain.recipe.data import QuestionAnsweringData
-from dstrain.tasks.records import Record
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, shown, text_problem
 
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from dstrain.base.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
+from dstrain.examples.records import Reading, Record, half_character, records_of
 from dstrain.recipe.data import ExampleData
 from dstrain.recipe.messages import nearest
-from dstrain.tasks.records import Reading, Record, half_character, records_of
 
 MISTAKES_SHOWN = 20
 REASONS_SHOWN = 5

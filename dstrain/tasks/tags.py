@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import CorpusError
+from dstrain.examples.records import Record
 from dstrain.recipe.data import SCHEME_PREFIXES, TokenClassificationData
-from dstrain.tasks.records import Record
 from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, shown
 from dstrain.tasks.windows import Window, windows
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from tokenizers.models import WordPiece
 
 from dstrain.data.tokens import DocumentTokenizer
+from dstrain.examples.records import Record
 from dstrain.recipe.data import TextPairData
-from dstrain.tasks.records import Record
 from dstrain.tasks.sentences import sentences_of
 from dstrain.tasks.splits import Parse, SplitReader, Splits, shown, text_problem
 

@@ -96,8 +96,8 @@ def test_bad_lines_are_answered_in_their_place_and_named_at_the_end(
     named = [line["error"] for line in lines if "error" in line]
     assert named == [
         f"{path}:2: has no field 'text'; it has 'txt': --text-field",
-        f"{path}:3: not JSON (Expecting value at character 1)",
-        f"{path}:4: is list, not an object",
+        f"{path}:3: not JSON (Expecting value at character 1); write one object a line",
+        f"{path}:4: is list, not an object; write one object a line",
         f'{path}:5: text is "", no text to work on',
         f"{path}:6: not UTF-8 (byte 0xff)",
     ]
@@ -105,7 +105,9 @@ def test_bad_lines_are_answered_in_their_place_and_named_at_the_end(
 
 
 def test_a_csv_without_the_column_is_refused() -> None:
-    with pytest.raises(UserError, match=r"a\.csv:1: has no column 'text', its columns are: id, body"):
+    with pytest.raises(
+        UserError, match=r"a\.csv:1: has no column 'text' \(--text-field\); its columns are: 'id', 'body'"
+    ):
         list(read_items(io.BytesIO(b"id,body\n1,x\n"), "a.csv", ["text"]))
 
 

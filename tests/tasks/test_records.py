@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstrain.errors import CorpusError
+from dstrain.examples.records import Reading, Record, records_of
 from dstrain.recipe.data import ClassificationData
 from dstrain.tasks.examples import Example, read_examples, reader_of
-from dstrain.tasks.records import Reading, Record, records_of
 from dstrain.tasks.splits import SplitReader, Splits
 
 ROWS = [{"text": 'He said "no", and\tleft', "label": "a"}, {"text": "好的", "label": "b"}]

@@ -16,6 +16,7 @@ A file whose name goes on with .gz is unpacked as it is read. What cannot be rea
 
 import codecs
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> It
     Raises:
         CorpusError: it cannot be opened, is no UTF-8, is of no known format, or its header lacks a needed field.
     """
-    from dstrain.tasks import formats
+    from dstrain.examples import formats
 
     if location.startswith(DATASETS):
         return formats.datasets_records(location)
@@ -101,8 +102,30 @@ def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> It
     path = Path(location)
     kind = format_of(path, reading.format)
     if kind == "parquet":
-        return formats.parquet_records(path, needed)
-    content = _decoded(path, reading.encoding)
+        return formats.parquet_records(path, path, needed)
+    return _records_of_text(_decoded(path, reading.encoding), path, kind, reading, needed)
+
+
+def records_in(content: bytes, path: Path, reading: Reading, needed: Mapping[str, str]) -> Iterator[Record]:
+    """The records of a file that was read already, as those of `records_of`. `path`: whose content it is.
+
+    Raises:
+        CorpusError: as `records_of`.
+    """
+    from dstrain.examples import formats
+
+    kind = format_of(path, reading.format)
+    content = _unpacked(content, path)
+    if kind == "parquet":
+        return formats.parquet_records(io.BytesIO(content), path, needed)
+    return _records_of_text(_text(content, path, reading.encoding), path, kind, reading, needed)
+
+
+def _records_of_text(
+    content: str, path: Path, kind: str, reading: Reading, needed: Mapping[str, str]
+) -> Iterator[Record]:
+    from dstrain.examples import formats
+
     if kind in ("csv", "tsv"):
         return formats.csv_records(content, path, reading.columns, needed, tabs=kind == "tsv")
     if kind == "conll":
@@ -125,11 +148,20 @@ def format_of(path: Path, given: str | None) -> str:
 
 def _decoded(path: Path, encoding: str) -> str:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path}: not a whole gzip file ({error}); make or copy it again") from error
+        content = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path}: {error.strerror or error}; correct the path") from error
+    return _text(_unpacked(content, path), path, encoding)
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    try:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path}: not a whole gzip file ({error}); make or copy it again") from error
+
+
+def _text(content: bytes, path: Path, encoding: str) -> str:
     try:
         return content.decode("utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding)
     except UnicodeDecodeError as error:

@@ -8,11 +8,12 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from dstrain.base.json_reader import JsonError, parse_json
 from dstrain.errors import CorpusError
+from dstrain.examples.records import DATASETS, Record
 from dstrain.recipe.messages import nearest
-from dstrain.tasks.records import DATASETS, Record
 
 CSV_REMEDY = "quote fields that hold quotes, commas or line ends"
 COLUMN_SHOWN = 40  # characters
@@ -75,13 +76,13 @@ def _require_columns(header: list[str], place: str, needed: Mapping[str, str]) -
         raise CorpusError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
 
 
-def parquet_records(path: Path, needed: Mapping[str, str]) -> Iterator[Record]:
-    """Rows of a Parquet file, numbered from 1."""
+def parquet_records(source: Path | BinaryIO, path: Path, needed: Mapping[str, str]) -> Iterator[Record]:
+    """Rows of a Parquet file, numbered from 1. `path`: where the source is from."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(source)
         _require_columns(file.schema_arrow.names, str(path), needed)
         number = 0
         for batch in file.iter_batches():
@@ -97,14 +98,22 @@ def jsonl_records(content: str, path: Path) -> Iterator[Record]:
     for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
-        place = f"{path}:{number}"
+        yield jsonl_record(line, f"{path}", number)
+
+
+def jsonl_record(line: str | bytes, name: str, number: int) -> Record:
+    """What a line of JSON holds; bytes are UTF-8. `name` and `number` say where it is from."""
+    place = f"{name}:{number}"
+    if isinstance(line, bytes):
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"not JSON ({error.msg} at character {error.pos + 1}); write one object a line"
-            yield Record(place, number, problem=problem)
-            continue
-        yield _object(value, place, number, "write one object a line")
+            line = line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            return Record(place, number, problem=f"not UTF-8 (byte 0x{line[error.start]:02x})")
+    try:
+        value = parse_json(line.rstrip("\r\n"), name, line=number, strict=False)
+    except JsonError as error:
+        return Record(place, number, problem=f"{error.problem}; write one object a line")
+    return _object(value, place, number, "write one object a line")
 
 
 def json_records(content: str, path: Path) -> Iterator[Record]:
