@@ -17,6 +17,7 @@ from dstrain.architectures import (
     installed_encoders,
     is_target,
 )
+from dstrain.base.tracker import TRACKERS
 from dstrain.recipe.measured import not_measured
 from dstrain.recipe.pair_slots import SHORTEST_PAIR
 
@@ -243,6 +244,20 @@ def _storage_is_a_store(storage: str | None) -> Verdict:
             "disk checkpoints are in the run's folder (--run-dir)"
         )
     return None
+
+
+# ---------------------------------------------------------------- log
+
+
+@rule("log.trackers")
+def _trackers_are_installed(trackers: tuple[str, ...]) -> Verdict:
+    unknown = [name for name in trackers if name not in TRACKERS]
+    if not unknown:
+        return None
+    return (
+        f"names {unknown[0]}, which is not one of {', '.join(TRACKERS)}; use one of them, or install the package that "
+        f"brings it (entry point group {TRACKERS.group})"
+    )
 
 
 # ---------------------------------------------------------------- model

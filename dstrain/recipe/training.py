@@ -157,7 +157,8 @@ class EarlyStopping(Section):
 
 
 class Log(Section):
-    """What is written while training."""
+    """What is written while training. `trackers` are others than TensorBoard, brought by installed packages."""
 
     every_steps: PositiveInt = 10
     tensorboard: bool = True
+    trackers: tuple[str, ...] = ()

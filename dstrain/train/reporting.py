@@ -1,4 +1,4 @@
-"""What a run tells the world: metrics.jsonl, TensorBoard, the ledger, and the status file behind the progress bar.
+"""What a run tells the world: metrics.jsonl, trackers such as TensorBoard, the ledger, and the status file of progress.
 
 Rank 0 writes; on the other ranks a call leaves a sign of life, and returns at once.
 """
@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from dstrain.base.phases import RankPhase
+from dstrain.base.tracker import TRACKERS
 from dstrain.data.ledger import LEDGER_NAME, LedgerEntry, LedgerWriter, end_of_last_line
 from dstrain.recipe.schema import Recipe
 from dstrain.rundir.goodput import seconds_before
@@ -63,11 +64,9 @@ class Reporter:
         self._metrics = (run_dir / METRICS_NAME).open("a", encoding="utf-8", buffering=1)
         self._metrics.truncate(end_of_last_line(run_dir / METRICS_NAME))  # a kill, or a full disk, may have torn it
         self._ledger = LedgerWriter(run_dir / LEDGER_NAME)
-        self._board: Any = None
-        if recipe.log.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run_dir / "tensorboard"))
+        names = dict.fromkeys((*(["tensorboard"] if recipe.log.tensorboard else []), *recipe.log.trackers))
+        plain = recipe.model_dump(mode="json")
+        self._trackers = [TRACKERS.named(name, "log.trackers")(run_dir, plain) for name in names]
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +78,8 @@ class Reporter:
             self._write_status()
             self._metrics.close()
             self._ledger.close()
-            if self._board is not None:
-                self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     def phase(self, phase: RankPhase, *, within: float | None = None, **status: Any) -> None:
         """Say what the run is doing now, and anything else that the status file shows.
@@ -109,7 +108,7 @@ class Reporter:
             self._status["step"] = step
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; numbers go to TensorBoard too, those of a source as `loss/NAME` and so on.
+        """Append a line to metrics.jsonl; numbers go to trackers too, those of a source as `loss/NAME` and so on.
 
         `values` has a "step".
         """
@@ -125,12 +124,12 @@ class Reporter:
         for source, measured in by_source.items():
             if measured["loss"] is not None:
                 self._status["source_losses"] |= {source: measured["loss"]}
-        if self._board is not None:
+        if self._trackers:
             named = {name: value for name, value in values.items() if name not in ("step", *_ACCOUNT)}
             named |= {f"{name}/{source}": value for source, of in by_source.items() for name, value in of.items()}
-            for name, value in named.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, values["step"])
+            numbers = {name: value for name, value in named.items() if isinstance(value, int | float)}
+            for tracker in self._trackers:
+                tracker.log(values["step"], numbers)
 
     def predictions(self, by_split: Callable[[], dict[str, list[dict[str, Any]]]]) -> None:
         """Write predictions-SPLIT.jsonl: what the last evaluation said of each example."""
