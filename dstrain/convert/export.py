@@ -77,7 +77,7 @@ def export(checkpoint: Place, out: Path) -> float:
                 path.chmod((staging / "config.json").stat().st_mode)
         exported: Any = task.auto_model.from_pretrained(staging, dtype=torch.float32, local_files_only=True).eval()
         if logits is None:
-            require_same_weights(exported, pieces)
+            require_same_weights(exported, pieces, task.exported_part)
         difference, model_type = parity(task, logits, exported, recipe), exported.config.model_type
         del exported
         if not difference <= LARGEST_DIFFERENCE:  # NaN is not either
@@ -102,12 +102,13 @@ def write_model(task: type[Task], pieces: Pieces, folder: Path) -> None:
     with torch.device("meta"):
         config = AutoConfig.for_model(**pieces.manifest.model_config)
         skeleton: PreTrainedModel = task.auto_model.from_config(config, dtype=torch.float32)
-    tensors = _tensors_of(skeleton, pieces)
+    prefix = task.exported_part
+    tensors = _tensors_of(skeleton, pieces, prefix)
     skeleton.save_pretrained(folder, state_dict={})  # all but the weights
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
     for file, names in split.filename_to_tensors.items():
         shard = {name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype) for name in names}
-        pieces.read(Wanted(tensor.view(-1), name, WEIGHT, 0) for name, tensor in shard.items())
+        pieces.read(Wanted(tensor.view(-1), prefix + name, WEIGHT, 0) for name, tensor in shard.items())
         save_file(shard, folder / file, metadata={"format": "pt"})
         del shard  # before the next one comes
     if split.is_sharded:
@@ -139,19 +140,26 @@ def write_merged(task: type[Task], recipe: Recipe, pieces: Pieces, folder: Path)
     return logits
 
 
-def _tensors_of(model: PreTrainedModel, pieces: Pieces) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model. Raises CheckpointError where this one is of another model."""
+def _tensors_of(model: PreTrainedModel, pieces: Pieces, prefix: str = "") -> dict[str, Tensor]:
+    """What a checkpoint holds of a model. Raises CheckpointError where this one is of another model.
+
+    Args:
+        model: the whole trained one, or the part of it whose names begin with `prefix` there.
+        pieces: the checkpoint.
+        prefix: see `Task.exported_part`.
+    """
     tensors = saved_tensors(model)
-    wanted = {name: {"shape": list(tensor.shape), "states": [WEIGHT]} for name, tensor in tensors.items()}
-    require_same_parameters(pieces.folder, pieces.manifest.parameters, wanted)
+    wanted = {prefix + name: {"shape": list(tensor.shape), "states": [WEIGHT]} for name, tensor in tensors.items()}
+    saved = {name: about for name, about in pieces.manifest.parameters.items() if name.startswith(prefix)}
+    require_same_parameters(pieces.folder, saved, wanted)
     return tensors
 
 
-def require_same_weights(exported: PreTrainedModel, pieces: Pieces) -> None:
+def require_same_weights(exported: PreTrainedModel, pieces: Pieces, prefix: str = "") -> None:
     """Refuse what Transformers has read from the folder, if a bit of it is not the checkpoint's."""
     for name, tensor in saved_tensors(exported).items():
         trained = torch.empty(tensor.shape, dtype=tensor.dtype)
-        pieces.read_into(trained.view(-1), name, WEIGHT, 0)
+        pieces.read_into(trained.view(-1), prefix + name, WEIGHT, 0)
         # as bytes: what is not a number is not equal to itself
         if not torch.equal(trained.view(-1).view(torch.uint8), tensor.detach().reshape(-1).view(torch.uint8)):
             raise CheckpointError(

@@ -185,6 +185,7 @@ class Task(ABC):
     """A training objective, built alike on every rank. The loop owns optimizer, checkpoints, logging and stopping."""
 
     auto_model: ClassVar[Any]  # the class of Transformers that loads what is exported
+    exported_part: ClassVar[str] = ""  # what the names of its parameters begin with in `model`, where that holds more
     model: PreTrainedModel  # fp32 as Transformers builds it: the names and shapes of what is saved
     runtime: Runtime
     module: nn.Module  # wraps `model`; called on a micro-batch it returns (sums of losses, numbers right): (terms,), or
