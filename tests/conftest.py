@@ -15,7 +15,7 @@ from dstrain.recipe.schema import Recipe
 
 VOCABULARY = 256
 SHOWN = "shown"
-LONG_FOLDERS = {"cluster", "proof", "sweep"}
+LONG_FOLDERS = {"cluster", "extending", "proof", "sweep"}
 RECIPE = """\
 name: tiny
 task: masked_lm

@@ -17,6 +17,8 @@ from dstrain.base import extras
 from dstrain.recipe.schema import Recipe
 from dstrain.recipe.show import resolved_yaml
 
+pytestmark = pytest.mark.slow
+
 HIDE = """
 import importlib.machinery
 

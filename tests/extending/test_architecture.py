@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from extension_package import InstallExtension, documented_file
+
+pytestmark = pytest.mark.ranks
 
 RECIPE = """\
 name: deberta
