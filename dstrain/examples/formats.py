@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from dstrain.base.json_reader import JsonError, parse_json
 from dstrain.errors import CorpusError
-from dstrain.examples.records import DATASETS, Record
+from dstrain.examples.record import DATASETS, Record
 from dstrain.recipe.messages import nearest
 
 CSV_REMEDY = "quote fields that hold quotes, commas or line ends"

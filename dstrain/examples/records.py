@@ -20,29 +20,19 @@ import io
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dstrain.errors import CorpusError
+from dstrain.examples import formats
+from dstrain.examples.record import DATASETS, Record
 from dstrain.recipe.data import FILE_FORMATS
 
-DATASETS = "datasets://"
 PARALLEL = re.compile(r"([^{}]*)\{([^{},]+(?:,[^{},]+)+)\}([^{}]*)")  # train.{en,de}.gz
 SUFFIXES = {".ndjson": "jsonl", ".txt": "text", ".iob": "conll", ".bio": "conll", ".conllu": "conll"} | {
     f".{name}": name for name in FILE_FORMATS if name != "text"
 }
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the file holds at `place` (FILE:LINE). `problem`: why it has no fields; `fatal`: nor has what follows."""
-
-    place: str
-    line: int
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-    fatal: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,8 +79,6 @@ def records_of(location: str, reading: Reading, needed: Mapping[str, str]) -> It
     Raises:
         CorpusError: it cannot be opened, is no UTF-8, is of no known format, or its header lacks a needed field.
     """
-    from dstrain.examples import formats
-
     if location.startswith(DATASETS):
         return formats.datasets_records(location)
     braces = PARALLEL.fullmatch(location)
@@ -112,8 +100,6 @@ def records_in(content: bytes, path: Path, reading: Reading, needed: Mapping[str
     Raises:
         CorpusError: as `records_of`.
     """
-    from dstrain.examples import formats
-
     kind = format_of(path, reading.format)
     content = _unpacked(content, path)
     if kind == "parquet":
@@ -124,8 +110,6 @@ def records_in(content: bytes, path: Path, reading: Reading, needed: Mapping[str
 def _records_of_text(
     content: str, path: Path, kind: str, reading: Reading, needed: Mapping[str, str]
 ) -> Iterator[Record]:
-    from dstrain.examples import formats
-
     if kind in ("csv", "tsv"):
         return formats.csv_records(content, path, reading.columns, needed, tabs=kind == "tsv")
     if kind == "conll":

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from dstrain.errors import CorpusError, UserError
 from dstrain.examples.formats import jsonl_record
-from dstrain.examples.records import Reading, Record, format_of, half_character, records_in
+from dstrain.examples.record import Record
+from dstrain.examples.records import Reading, format_of, half_character, records_in
 from dstrain.recipe.messages import nearest
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dstrain.errors import CorpusError
-from dstrain.examples.records import Record
+from dstrain.examples.record import Record
 from dstrain.recipe.data import ClassificationData
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, meant, shown, text_problem
 

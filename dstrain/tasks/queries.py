@@ -15,7 +15,8 @@ from typing import Any
 
 from dstrain.base.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
-from dstrain.examples.records import Reading, Record, half_character, records_of
+from dstrain.examples.record import Record
+from dstrain.examples.records import Reading, half_character, records_of
 from dstrain.recipe.data import RetrievalData
 from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, refuse, shown, text_problem
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dstrain.examples.records import Record
+from dstrain.examples.record import Record
 from dstrain.recipe.data import QuestionAnsweringData
 from dstrain.tasks.splits import Dropped, Parse, SplitReader, Splits, shown, text_problem
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from dstrain.base.counter_rng import permutation, stream_key
 from dstrain.errors import CorpusError
-from dstrain.examples.records import Reading, Record, half_character, records_of
+from dstrain.examples.record import Record
+from dstrain.examples.records import Reading, half_character, records_of
 from dstrain.recipe.data import ExampleData
 from dstrain.recipe.messages import nearest
 

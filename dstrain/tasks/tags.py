@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dstrain.data.tokens import DocumentTokenizer
 from dstrain.errors import CorpusError
-from dstrain.examples.records import Record
+from dstrain.examples.record import Record
 from dstrain.recipe.data import SCHEME_PREFIXES, TokenClassificationData
 from dstrain.tasks.splits import Parse, SplitReader, Splits, meant, shown
 from dstrain.tasks.windows import Window, windows

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tokenizers.models import WordPiece
 
 from dstrain.data.tokens import DocumentTokenizer
-from dstrain.examples.records import Record
+from dstrain.examples.record import Record
 from dstrain.recipe.data import TextPairData
 from dstrain.tasks.sentences import sentences_of
 from dstrain.tasks.splits import Parse, SplitReader, Splits, shown, text_problem

@@ -11,7 +11,6 @@ A transport that hands runs over to a scheduler has a `Queue` as well.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -186,11 +185,6 @@ class Queue(ABC):
 
 
 TRANSPORTS: Registry[Transport] = Registry("transport", Transport, "dstrain.transports")
-
-
-def for_hosts(cluster: Cluster, hosts: Sequence[str]) -> Cluster:
-    """The same on other hosts."""
-    return replace(cluster, hosts=tuple(hosts))
 
 
 def queue_names() -> list[str]:

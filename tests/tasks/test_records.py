@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstrain.errors import CorpusError
-from dstrain.examples.records import Reading, Record, records_of
+from dstrain.examples.record import Record
+from dstrain.examples.records import Reading, records_of
 from dstrain.recipe.data import ClassificationData
 from dstrain.tasks.examples import Example, read_examples, reader_of
 from dstrain.tasks.splits import SplitReader, Splits
