@@ -12,7 +12,7 @@ loading have to know: a rank saves what it owns under `<parameter>|<state>|<firs
 copies into each of its stretches whatever saved pieces overlap it. No stage ever meets another.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dstrain.errors import CheckpointError
 from dstrain.model.lora import has_adapters
 from dstrain.runtime import deepspeed_state
 from dstrain.runtime.deepspeed_state import local_partition, shard_locations
@@ -27,7 +28,6 @@ from dstrain.runtime.runtime import Runtime
 
 WEIGHT = "weight"
 Piece = tuple[str, Tensor]  # (key, 1-D tensor), as a file holds it
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's states of the parameter's shape
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Fragment:
     owned: tuple[int, int]
     states: dict[str, Tensor]  # state → 1-D view of `numel` elements
 
-    def pieces(self, states: Sequence[str] = (WEIGHT, *MOMENTS)) -> Iterator[Piece]:
-        """(key, 1-D tensor) of what this rank saves of the fragment: those of these states that it has."""
+    def pieces(self, *, weights: bool = True, optimizer: bool = True) -> Iterator[Piece]:
+        """(key, 1-D tensor) of what this rank saves of the fragment: its weights, its optimizer states, or both."""
         start, stop = self.owned
         if start < stop:
-            for state in states:
-                if (view := self.states.get(state)) is not None:
+            for state, view in self.states.items():
+                if weights if state == WEIGHT else optimizer:
                     yield fragment_key(self.parameter, state, start), view[start - self.offset : stop - self.offset]
 
 
@@ -75,13 +75,12 @@ def overlap(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
 
 
 def resident_fragments(runtime: Runtime, model: PreTrainedModel) -> list[Fragment]:
-    """The state of this rank: trained parameters with their moments; frozen ones and persistent buffers without.
+    """The state of this rank: weights, persistent buffers, and the optimizer states of what is trained.
 
     The frozen base of adapters is no state: it is built again.
 
-    Creates moments (zeros, as before the first step) that the optimizer has not made yet.
+    Makes optimizer states (as before the first step) that are not there yet.
     """
-    inner = runtime.inner_optimizer
     train, optimizer = runtime.recipe.train, runtime.engine.optimizer
     located = shard_locations(optimizer, train.zero.stage, train.precision, runtime.rank)
     locations = {id(location.parameter): location for location in located}
@@ -91,7 +90,7 @@ def resident_fragments(runtime: Runtime, model: PreTrainedModel) -> list[Fragmen
             fragments.append(_frozen_fragment(name, parameter, runtime))
         elif (location := locations.get(id(parameter))) is not None and location.numel:
             flat_range = slice(location.start, location.start + location.numel)
-            states = {WEIGHT: location.stepped, **_moments(inner, location.stepped)}
+            states = {WEIGHT: location.stepped, **_optimizer_states(runtime, location.stepped)}
             views = {state: tensor.detach().view(-1)[flat_range] for state, tensor in states.items()}
             whole = (location.offset, location.offset + location.numel)
             owned = share(location.numel, runtime.rank, runtime.world_size) if location.is_replicated else whole
@@ -132,13 +131,29 @@ def sync_model_weights(runtime: Runtime, applied_steps: int) -> None:
     deepspeed_state.sync_model_weights(runtime.engine.optimizer, train.zero.stage, train.precision)
 
 
-def _moments(inner: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]:
-    state: dict[str, Any] = inner.state[stepped]
+def _optimizer_states(runtime: Runtime, stepped: Tensor) -> dict[str, Tensor]:
+    """The states of a tensor that is stepped, made where the optimizer has not made them yet.
+
+    Raises:
+        CheckpointError: it keeps others than its file declares, or of other sizes: saved, they would be lost.
+    """
+    declared = runtime.optimizer
+    state: dict[str, Any] = runtime.inner_optimizer.state[stepped]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=stepped.device)
-        for moment in MOMENTS:
-            state[moment] = torch.zeros_like(stepped, requires_grad=False)
-    return {moment: state[moment] for moment in MOMENTS}
+        state.update(declared.new_states(stepped))
+    for name, value in state.items():
+        is_cut = isinstance(value, Tensor) and value.numel() == stepped.numel() and name in declared.states
+        if name != "step" and not is_cut:
+            raise CheckpointError(
+                f"optimizer.name={runtime.recipe.optimizer.name} keeps a state {name} of {_size(value)} for a tensor "
+                f"of {stepped.numel():,} elements; a checkpoint holds the states {', '.join(declared.states)}, "
+                f"with an element for each of the parameter's; correct the optimizer's `states`, or use another one"
+            )
+    return {name: state[name] for name in declared.states}
+
+
+def _size(value: object) -> str:
+    return f"{value.numel():,} elements" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _frozen_fragment(name: str, parameter: Tensor, runtime: Runtime) -> Fragment:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dstrain.base.blocks import BlockReader, DamagedBlockError
 from dstrain.base.storage import Place, place
 from dstrain.checkpoint.files import TORCH_DTYPES
-from dstrain.checkpoint.fragments import MOMENTS, WEIGHT, Fragment, overlap, parse_fragment_key, sync_model_weights
+from dstrain.checkpoint.fragments import WEIGHT, Fragment, overlap, parse_fragment_key, sync_model_weights
 from dstrain.checkpoint.manifest import MANIFEST, Manifest, OtherFormatError, checkpoints_of, committed
 from dstrain.checkpoint.scan import count_not_finite
 from dstrain.checkpoint.stored import DamagedError, block_digests, checked_headers
@@ -192,28 +192,28 @@ def _bytes_of(piece: _SavedPiece, view: Tensor) -> int:
 def load(runtime: Runtime, source: Source, fragments: Sequence[Fragment]) -> None:
     """Fill the ranks' fragments from a checkpoint saved under any ZeRO stage and number of ranks. A collective call.
 
-    Weights come first: a thread reads the moments while they take effect, and are gathered by all ranks.
+    Weights come first: a thread reads the optimizer states while they take effect, and are gathered by all ranks.
     Call `require_same_parameters` before, which every rank decides alike.
 
     Raises:
         DamagedError: what some rank read of it is not what was written. Raised on all ranks.
     """
     pieces = Pieces(source.folder, source.manifest)
-    _agreed(runtime, source, lambda: _read(pieces, fragments, [WEIGHT]))
+    _agreed(runtime, source, lambda: _read(pieces, fragments, weights=True))
     with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(_read, pieces, fragments, MOMENTS)
+        reading = beside.submit(_read, pieces, fragments, weights=False)
         sync_model_weights(runtime, source.manifest.optimizer_steps)
         _agreed(runtime, source, reading.result)
 
 
 @torch.no_grad()
-def _read(pieces: Pieces, fragments: Sequence[Fragment], states: Sequence[str]) -> None:
-    """Those states of this rank's fragments."""
+def _read(pieces: Pieces, fragments: Sequence[Fragment], *, weights: bool) -> None:
+    """The weights of this rank's fragments, or else their optimizer states."""
     pieces.read(
         Wanted(fragment.states[state], fragment.parameter, state, fragment.offset)
         for fragment in fragments
-        for state in states
-        if state in fragment.states
+        for state in fragment.states
+        if (state == WEIGHT) == weights
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dstrain.checkpoint.fragments import MOMENTS, WEIGHT
+from dstrain.checkpoint.fragments import WEIGHT
 from dstrain.convert.foreign_piece import Foreign, ForeignPiece
 from dstrain.convert.safe_load import load_tensors
 from dstrain.errors import CheckpointError
+from dstrain.optimizers.adamw import ADAM_STATES
 
 OPTIMIZER = "optimizer.bin"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -53,9 +54,9 @@ def open_saved_state(folder: Path, trained: dict[str, list[int]]) -> Foreign:
     names = _names_by_number(folder / OPTIMIZER, optimizer, trained)
     moments, steps = [], set()
     for number, state in optimizer["state"].items():
-        if missing := [moment for moment in MOMENTS if moment not in state]:
+        if missing := [moment for moment in ADAM_STATES if moment not in state]:
             raise CheckpointError(f"{folder / OPTIMIZER} has no {' and no '.join(missing)}: it is not Adam or AdamW")
-        moments += [ForeignPiece.of(names[number], moment, state[moment]) for moment in MOMENTS]
+        moments += [ForeignPiece.of(names[number], moment, state[moment]) for moment in ADAM_STATES]
         steps.add(int(state["step"]))
     if len(steps) != 1:
         raise CheckpointError(f"{folder / OPTIMIZER}: its states are of the steps {sorted(steps)}, not of one")

@@ -14,14 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from dstrain.checkpoint.fragments import MOMENTS, WEIGHT
+from dstrain.checkpoint.fragments import WEIGHT
 from dstrain.convert.foreign_piece import Foreign, ForeignPiece
 from dstrain.convert.safe_load import load_tensors
 from dstrain.errors import CheckpointError
+from dstrain.optimizers.adamw import ADAM_STATES
 
 _OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
-_UNIVERSAL_STATES = {"fp32": WEIGHT, **{moment: moment for moment in MOMENTS}}
+_UNIVERSAL_STATES = {"fp32": WEIGHT, **{moment: moment for moment in ADAM_STATES}}
 
 
 def zero_files(folder: Path) -> list[Path]:
@@ -153,12 +154,12 @@ def _stage_3(ranks: list[dict[str, Any]], models: list[dict[str, Any]]) -> Itera
 
 def _moments(folder: Path | None, state: dict[int, dict[str, Any]], group: int) -> dict[str, Tensor]:
     found = state.get(group, {})
-    if missing := [moment for moment in MOMENTS if moment not in found]:
+    if missing := [moment for moment in ADAM_STATES if moment not in found]:
         raise CheckpointError(
             f"{folder or 'the checkpoint'}: its optimizer has no {' and no '.join(missing)}: it is not Adam or AdamW, "
             f"or made no step"
         )
-    return {moment: found[moment] for moment in MOMENTS}
+    return {moment: found[moment] for moment in ADAM_STATES}
 
 
 def _optimizer(rank: dict[str, Any]) -> dict[str, Any]:

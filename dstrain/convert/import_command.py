@@ -13,7 +13,7 @@ from typing import Any
 
 from dstrain.base.storage import Place
 from dstrain.checkpoint.commit import explain_os_error
-from dstrain.checkpoint.fragments import MOMENTS, fragment_key
+from dstrain.checkpoint.fragments import WEIGHT, fragment_key
 from dstrain.checkpoint.identity import GlobalBatches, Identity
 from dstrain.checkpoint.manifest import Manifest, checkpoints_of, committed
 from dstrain.checkpoint.store_owner import owned_store
@@ -152,7 +152,8 @@ def _require_same_model(source: Path, foreign: Foreign, wanted: dict[str, dict[s
     problems.append(_named("of another shape are", other))
     if not any(problems):
         frozen = [name for name in shapes if not set(wanted[name]["states"]) <= states[name]]
-        problems.append(_named(f"without {' and '.join(MOMENTS)} are (frozen there, trained here)", frozen))
+        trained_states = {state: None for about in wanted.values() for state in about["states"] if state != WEIGHT}
+        problems.append(_named(f"without {' and '.join(trained_states)} are (frozen there, trained here)", frozen))
     if any(problems):
         raise CheckpointError(
             f"{source} is of another model than the recipe's:\n  "

@@ -3,8 +3,8 @@
 Bytes per parameter:
 
     precision   weights   gradients   optimizer
-    bf16        2         2           12: fp32 weights 4, two moments 8
-    fp32        4         4           8: two moments; under ZeRO 12, which keeps fp32 weights of its own
+    bf16        2         2           4 of fp32 weights, and the states: AdamW's two moments are 8
+    fp32        4         4           the states; under ZeRO 4 more, which keeps fp32 weights of its own
 
 ZeRO divides the optimizer by the ranks from stage 1, gradients from stage 2, weights from stage 3 (Rajbhandari
 et al. 2020). Frozen parameters have weights only. In the optimizer's step a rank's gradients are there once more, in
@@ -37,6 +37,7 @@ a time.
 from dataclasses import dataclass, fields
 
 from dstrain.architectures import EncoderShape, Seq2SeqShape, Shape, frozen_parameters, model_shape, parameters_of
+from dstrain.optimizers import OPTIMIZERS
 from dstrain.plan.attention import attention_of
 from dstrain.plan.batch import masked_per_row, pairs_per_row
 from dstrain.plan.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
@@ -46,7 +47,7 @@ from dstrain.recipe.schema import PretrainingRecipe, Recipe, SequenceToSequenceR
 
 UNPARTITIONED_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's, not to be configured
 ELEMENT_BYTES = {"bf16": 2, "fp32": 4}
-CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 weights and AdamW's two moments
+WEIGHT_BYTES = 4  # of the fp32 weights that are stepped and saved
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def rank_memory(recipe: Recipe, parameters: int, activations: int, world: int, s
     parameters -= frozen
     owned = parameters if stage == 0 else -(-parameters // world)
     gradients = element * (owned if stage >= 2 else parameters)
-    optimizer = (8 if train.precision == "fp32" and stage == 0 else 12) * owned
+    masters = 0 if train.precision == "fp32" and stage == 0 else WEIGHT_BYTES
+    optimizer = (masters + OPTIMIZERS[recipe.optimizer.name].state_bytes) * owned
     step = 0 if train.precision == "fp32" and stage == 0 else 4 * owned
     if stage == 0:
         buffers = element * min(parameters, UNPARTITIONED_BUCKET_ELEMENTS) if world > 1 else 0
@@ -186,9 +188,14 @@ def kept_checkpoints(recipe: Recipe, steps: int | None) -> int:
     return min(kept, -(-steps // rules.every_steps))
 
 
-def checkpoint_bytes(trained: int, frozen_bytes: int = 0) -> int:
+def checkpoint_bytes(recipe: Recipe, trained: int, frozen_bytes: int = 0) -> int:
     """Return the bytes of one checkpoint on disk; headers and the manifest come on top, a few hundred kB."""
-    return CHECKPOINT_BYTES_PER_PARAMETER * trained + frozen_bytes
+    return trained_checkpoint_bytes(recipe) * trained + frozen_bytes
+
+
+def trained_checkpoint_bytes(recipe: Recipe) -> int:
+    """Return the bytes of a trained parameter in a checkpoint: its fp32 weight and the optimizer's states."""
+    return WEIGHT_BYTES + OPTIMIZERS[recipe.optimizer.name].state_bytes
 
 
 def recipe_checkpoint_bytes(recipe: Recipe, labels: int = 2) -> int:
@@ -201,4 +208,4 @@ def recipe_checkpoint_bytes(recipe: Recipe, labels: int = 2) -> int:
     frozen = frozen_parameters(recipe.model, shape)
     trained = sum(parameters_of(recipe.model, shape, recipe.head, labels).values()) - frozen
     element = ELEMENT_BYTES[recipe.train.precision] if recipe.model.lora is None else 0
-    return checkpoint_bytes(trained, frozen * element)
+    return checkpoint_bytes(recipe, trained, frozen * element)

@@ -5,10 +5,11 @@ import sys
 from argparse import Namespace
 
 from dstrain.errors import EXIT_DONE
+from dstrain.optimizers import OPTIMIZERS
 from dstrain.plan.as_json import plan_json
 from dstrain.plan.corpus import corpus_sizes
 from dstrain.plan.heads import UNKNOWN_OUTPUTS, head_outputs
-from dstrain.plan.memory import CHECKPOINT_BYTES_PER_PARAMETER, kept_checkpoints
+from dstrain.plan.memory import kept_checkpoints, trained_checkpoint_bytes
 from dstrain.plan.overview import STAGES, Plan, make_plan
 from dstrain.plan.phase_text import batch_lines, data_lines, phase_lines
 from dstrain.plan.units import gigabytes, quantity
@@ -149,10 +150,12 @@ def _memory(plan: Plan) -> list[str]:
 def _checkpoints(plan: Plan) -> list[str]:
     size = plan.checkpoint_bytes
     keep, every = kept_checkpoints(plan.recipe, plan.steps), plan.recipe.checkpoint.every_steps
-    parameters = f"{plan.trained_parameters:,} parameters × {CHECKPOINT_BYTES_PER_PARAMETER} bytes"
-    frozen = size - plan.trained_parameters * CHECKPOINT_BYTES_PER_PARAMETER
+    each, optimizer = trained_checkpoint_bytes(plan.recipe), OPTIMIZERS[plan.recipe.optimizer.name]
+    parameters = f"{plan.trained_parameters:,} parameters × {each} bytes"
+    frozen = size - plan.trained_parameters * each
+    states = f"{len(optimizer.states)} optimizer state{'' if len(optimizer.states) == 1 else 's'}"
     beside = f" + {gigabytes(frozen)} of frozen weights" if frozen else ""
     return [
-        f"{parameters} (fp32 weights and two moments){beside} = {gigabytes(size)}",
+        f"{parameters} (fp32 weights and {states}){beside} = {gigabytes(size)}",
         f"{keep} kept + 1 being written = {gigabytes((keep + 1) * size)}; one every {every:,} steps",
     ]

@@ -57,8 +57,10 @@ def _required(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     sections = {}
     for key in demanded["required"]:
         options = [_section(option, definitions) for option in _options(schema["properties"][key])]
-        if all("required" in option for option in options):  # several only for the model, whose kinds demand the same
-            sections[key] = _required(options[0], definitions)
+        if all("required" in option for option in options):
+            demands = [_required(option, definitions) for option in options]
+            common = [name for name in demands[0]["required"] if all(name in each["required"] for each in demands)]
+            sections[key] = demands[0] | {"required": common}
     return demanded | ({"properties": sections} if sections else {})
 
 

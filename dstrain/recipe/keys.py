@@ -27,10 +27,10 @@ def allows_null(field: FieldInfo) -> bool:
 
 
 def section_of(field: FieldInfo, values: Mapping[str, object]) -> type[Section] | None:
-    """Return the section class a key holds, or None for a plain value; `values` chooses among architectures."""
+    """Return the section class a key holds, or None for a plain value; `values` chooses among several."""
     options = sections_in(field.annotation)
     if isinstance(field.discriminator, str):
-        word = values.get(field.discriminator)
+        word = values.get(field.discriminator, default_tag(field))
         options = [option for option in options if word in allowed_words(option.model_fields[field.discriminator])]
     return options[0] if options else None
 
@@ -59,6 +59,12 @@ def tag_choices(field: FieldInfo) -> tuple[str, ...]:
     assert isinstance(field.discriminator, str)
     options = get_args(field.annotation)
     return tuple(word for option in options for word in allowed_words(option.model_fields[field.discriminator]))
+
+
+def default_tag(field: FieldInfo) -> str | None:
+    """Return the word that chooses among the sections of a key where nobody wrote one, if there is such a word."""
+    tags = [option.model_fields[str(field.discriminator)] for option in sections_in(field.annotation)]
+    return next((tag.default for tag in tags if not tag.is_required()), None)
 
 
 def recipe_class(task: object) -> type[CommonRecipe] | None:

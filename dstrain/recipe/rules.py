@@ -18,6 +18,7 @@ from dstrain.architectures import (
     is_target,
 )
 from dstrain.base.tracker import TRACKERS
+from dstrain.optimizers import OPTIMIZERS
 from dstrain.recipe.measured import not_measured
 from dstrain.recipe.pair_slots import SHORTEST_PAIR
 
@@ -518,6 +519,15 @@ def _warmup_leaves_steps(warmup: float | None, _name: str) -> Verdict:
 def _offloaded_params_are_partitioned(offload: str, stage: int) -> Verdict:
     if offload != "none" and stage != 3:
         return f"needs train.zero.stage=3, and it is {stage}; use stage 3, or none"
+    return None
+
+
+@rule("optimizer.name", "train.zero.stage")
+def _cut_optimizer_needs_no_whole_parameters(name: str, stage: int) -> Verdict:
+    whole = OPTIMIZERS[name].whole
+    if whole is not None and stage > 0:
+        cut = ", ".join(other for other in OPTIMIZERS if OPTIMIZERS[other].whole is None)
+        return f"needs whole parameters ({whole}), and train.zero.stage={stage} cuts them; use stage 0, or one of {cut}"
     return None
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dstrain.architectures import Architecture, ModelKeys, installed_encoders, installed_seq2seq
 from dstrain.base.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from dstrain.optimizers import OPTIMIZERS, OptimizerSection
 from dstrain.recipe.data import (
     ClassificationData,
     ExampleData,
@@ -19,7 +20,13 @@ from dstrain.recipe.data import (
     TokenClassificationData,
 )
 from dstrain.recipe.phases import Phase
-from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Optimizer, Schedule, Train
+from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Schedule, Train
+
+if TYPE_CHECKING:
+    AnyOptimizer = OptimizerSection
+else:  # of this package and of others
+    _SECTIONS = tuple(OPTIMIZERS[name].section for name in OPTIMIZERS)
+    AnyOptimizer = Annotated[Union[_SECTIONS], Field(discriminator="name")]  # noqa: UP007
 
 MOST_DEFAULT_LANES = 1024
 FEW_LANES = 64  # which are not made fewer
@@ -48,7 +55,7 @@ class CommonRecipe(Section):
     tokenizer: str
     data: Section
     train: Train
-    optimizer: Optimizer
+    optimizer: AnyOptimizer
     schedule: Schedule = Schedule()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()

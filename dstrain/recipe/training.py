@@ -34,21 +34,6 @@ class Train(Section):
     seed: NonNegativeInt = 0
 
 
-class Optimizer(Section):
-    """AdamW (Loshchilov & Hutter 2019). Biases and norms are never decayed.
-
-    `layer_decay` multiplies the learning rate once for each layer that lies between the parameters and the head (Howard
-    & Ruder 2018); 1 gives all the same.
-    """
-
-    name: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    weight_decay: NonNegativeFloat = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-
-
 class Plateau(Section):
     """When the learning rate falls: after `patience` evaluations in a row no better by more than `min_delta`.
 

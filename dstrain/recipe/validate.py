@@ -16,6 +16,7 @@ from dstrain.recipe.files import absolute, file_problems, is_path
 from dstrain.recipe.keys import (
     all_keys,
     allows_null,
+    default_tag,
     entry_section,
     leaf_defaults,
     recipe_class,
@@ -43,7 +44,7 @@ def validated(tree: Node, *, check_files: bool) -> tuple[Recipe | None, Node, li
     recipe: CommonRecipe | None = None
     broken = list(unjudged)
     try:
-        recipe = recipe_type.model_validate_json(_json(tree), by_alias=True, by_name=False)
+        recipe = recipe_type.model_validate_json(_json(tree, recipe_type), by_alias=True, by_name=False)
     except ValidationError as error:
         for details in error.errors(include_url=False):
             finding = _locate(tree, recipe_type, details["loc"])
@@ -66,7 +67,7 @@ def validated(tree: Node, *, check_files: bool) -> tuple[Recipe | None, Node, li
 
 
 def _with_known_sections(tree: Node) -> tuple[Node, type[CommonRecipe], list[str], list[Problem]]:
-    """Choose the classes by `task` and `model.architecture`.
+    """Choose the classes by `task`, `model.architecture` and `optimizer.name`.
 
     Where one is wrong, that is a problem, and the nearest choice stands in for it so that the rest can be judged. Where
     it says nothing, the first choice stands in, and the keys which depend on it are returned as not to be judged.
@@ -84,18 +85,20 @@ def _with_known_sections(tree: Node) -> tuple[Node, type[CommonRecipe], list[str
         assert recipe_type is not None
         root["task"] = Node(close or tasks[0], tree.place)
         unjudged += [] if close else ["task", "data"]
-    model = root.get("model")
-    if model is not None and isinstance(model.value, dict):
-        architecture = model.value.get("architecture")
-        architectures = tag_choices(recipe_type.model_fields["model"])
-        if architecture is not None and architecture.value in ARCHITECTURES:
-            checked_architecture(str(architecture.value))  # one that is broken is none of the choices
-        if architecture is None or architecture.value not in architectures:
-            problems.append(_choice_problem(model, "model.architecture", architecture, architectures))
-            close = _close(architecture, architectures)
-            stand_in = Node(close or architectures[0], model.place)
-            root["model"] = Node({**model.value, "architecture": stand_in}, model.place)
-            unjudged += [] if close else ["model.architecture", "model.config"]
+    for key, beside in (("model", "config"), ("optimizer", "")):
+        section, field = root.get(key), recipe_type.model_fields[key]
+        if section is None or not isinstance(section.value, dict):
+            continue
+        tag, choices = str(field.discriminator), tag_choices(field)
+        word = section.value.get(tag)
+        if key == "model" and word is not None and word.value in ARCHITECTURES:
+            checked_architecture(str(word.value))  # one that is broken is none of the choices
+        if (default_tag(field) if word is None or word.value is None else word.value) not in choices:
+            problems.append(_choice_problem(section, f"{key}.{tag}", word, choices))
+            close = _close(word, choices)
+            stand_in = Node(close or choices[0], section.place)
+            root[key] = Node({**section.value, tag: stand_in}, section.place)
+            unjudged += [] if close else [f"{key}.{tag}", f"{key}.{beside}".rstrip(".")]
     return Node(root, tree.place), recipe_type, unjudged, problems
 
 
@@ -147,9 +150,14 @@ def _child(field: FieldInfo, node: Node) -> type[Section] | None:
     return section_of(field, {key: entry.value for key, entry in node.value.items()})
 
 
-def _json(tree: Node) -> str:
+def _json(tree: Node, recipe_type: type[CommonRecipe]) -> str:
     """Return the tree as JSON with absolute paths; only from JSON does pydantic's strict mode take lists for tuples."""
-    return json.dumps(_with_absolute_paths(tree.plain(), ""))
+    values = _with_absolute_paths(tree.plain(), "")
+    for key, field in section_fields(recipe_type).items():
+        # Pydantic chooses among sections by what is written, not by a default.
+        if isinstance(field.discriminator, str) and isinstance(section := values.get(key), dict):
+            section.setdefault(field.discriminator, default_tag(field))
+    return json.dumps(values)
 
 
 def _with_absolute_paths(value: Any, key: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dstrain.base import environment
 from dstrain.base.ports import free_port
+from dstrain.optimizers import OPTIMIZERS, Optimizer
 from dstrain.plan import BatchPlan, batch_plan, deepspeed_config
 from dstrain.plan.engine import clips_itself
 from dstrain.plan.timeline import PhasePlan
@@ -175,6 +176,11 @@ class Runtime:
             state = states.get(stepped, {})
             if group["opens_at"] >= opened_from and "step" in state:
                 state["step"].fill_(max(0, self.applied_steps - group["opens_at"]))
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What the recipe's optimizer says of itself."""
+        return OPTIMIZERS[self.recipe.optimizer.name]
 
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:

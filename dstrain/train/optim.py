@@ -1,4 +1,4 @@
-"""AdamW with decay groups."""
+"""Parameter groups, and the optimizer over them."""
 
 from typing import Any
 
@@ -7,31 +7,36 @@ from torch import nn
 
 from dstrain.errors import RecipeError
 from dstrain.model.depth import depth_of_parameters, embeddings_of, head_depth
-from dstrain.recipe.training import Optimizer
+from dstrain.optimizers import OPTIMIZERS, OptimizerSection
 from dstrain.runtime.clipping import clipping
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, layer_decay: float = 1.0, unfreeze_every_steps: int = 0
+    module: nn.Module, section: OptimizerSection, unfreeze_every_steps: int = 0
 ) -> list[dict[str, Any]]:
-    """Matrices decay; vectors and scalars (biases, norms) do not. Frozen parameters are in no group.
+    """Matrices, and vectors and scalars (biases, norms), apart by layer. Frozen parameters are in no group.
 
-    `rate_share` of a group multiplies the learning rate: 1 for the head, `layer_decay` for the last layer, its square
-    for the one before, and so on to the embeddings. `opens_at` is the number of applied updates before which it is
-    not trained, see `unfreezing.py`: 0 for the head, `unfreeze_every_steps` for the last layer, and so on.
+    `rate_share` of a group multiplies the learning rate: 1 for the head, `section.layer_decay` for the last layer, its
+    square for the one before, and so on to the embeddings. `opens_at` is the number of applied updates before which it
+    is not trained, see `unfreezing.py`: 0 for the head, `unfreeze_every_steps` for the last layer, and so on.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     depths = depth_of_parameters(list(dict(module.named_parameters())), embeddings_of(module))
     top = max(depths.values(), default=0)
     below = {name: top - depths[name] for name in trained}  # the uppermost
-    rules = {name: (layer_decay**count, unfreeze_every_steps * count) for name, count in below.items()}
+    rules = {name: (section.layer_decay**count, unfreeze_every_steps * count) for name, count in below.items()}
+    optimizer = OPTIMIZERS[section.name]
     groups = []
     for share, opens_at in sorted(set(rules.values()), key=lambda rule: (-rule[0], rule[1])):
         alike = [p for name, p in trained.items() if rules[name] == (share, opens_at)]
         shared = {"rate_share": share, "opens_at": opens_at}
         groups += [
-            {"params": [p for p in alike if p.ndim > 1], "weight_decay": weight_decay, **shared},
-            {"params": [p for p in alike if p.ndim <= 1], "weight_decay": 0.0, **shared},
+            {
+                "params": [p for p in alike if (p.ndim > 1) == is_matrix],
+                **optimizer.group(section, is_matrix=is_matrix),
+                **shared,
+            }
+            for is_matrix in (True, False)
         ]
     return [group for group in groups if group["params"]]
 
@@ -50,19 +55,23 @@ def freeze(module: nn.Module, layers: int) -> None:
 
 
 def build_optimizer(
-    module: nn.Module, optimizer: Optimizer, *, clip_grad_norm: float | None, unfreeze_every_steps: int = 0
+    module: nn.Module, section: OptimizerSection, *, clip_grad_norm: float | None, unfreeze_every_steps: int = 0
 ) -> torch.optim.Optimizer:
-    """AdamW over the decay groups of `module`.
+    """The recipe's optimizer over the parameter groups of `module`.
 
     Args:
+        module: what is trained.
+        section: the recipe's `optimizer`.
         unfreeze_every_steps: see `parameter_groups`.
         clip_grad_norm: set only where DeepSpeed does not clip (no ZeRO, fp32): then the optimizer clips by itself.
     """
-    arguments: dict[str, Any] = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": True}
-    kind: type[Any] = torch.optim.AdamW if clip_grad_norm is None else clipping(torch.optim.AdamW, clip_grad_norm)
+    optimizer = OPTIMIZERS[section.name]
+    kind: type[Any] = optimizer.torch_class()
+    if clip_grad_norm is not None:
+        kind = clipping(kind, clip_grad_norm)
     built: torch.optim.Optimizer = kind(
-        parameter_groups(module, optimizer.weight_decay, optimizer.layer_decay, unfreeze_every_steps),
+        parameter_groups(module, section, unfreeze_every_steps),
         lr=0.0,  # set before every step; DeepSpeed may take one by itself to make the states, and must change nothing
-        **arguments,
+        **optimizer.arguments(section),
     )
     return built

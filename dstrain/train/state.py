@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from dstrain.checkpoint.data_change import DATA_CHANGE, changes, on_other_data, permitted
 from dstrain.checkpoint.fragments import (
-    MOMENTS,
     WEIGHT,
     Piece,
     persistent_buffers,
@@ -61,9 +60,9 @@ def take_snapshot(runtime: Runtime, task: Task, state: TrainState, scores: dict[
     fragments = resident_fragments(runtime, task.model)
     pieces = [
         (key, tensor.clone() if fragment.parameter in changing else tensor)
-        for states in ([WEIGHT], MOMENTS)  # a load goes on with the weights while it reads the rest
+        for is_weight in (True, False)  # a load goes on with the weights while it reads the rest
         for fragment in fragments
-        for key, tensor in fragment.pieces(states)
+        for key, tensor in fragment.pieces(weights=is_weight, optimizer=not is_weight)
     ]
     recipe = runtime.recipe
     manifest = Manifest(
@@ -144,8 +143,9 @@ def model_config(model: PreTrainedModel) -> dict[str, Any]:
 def parameter_shapes(task: Task) -> dict[str, dict[str, Any]]:
     """Name → shape and saved states of everything a checkpoint of this task holds, whatever its partitioning."""
     shapes: dict[str, dict[str, Any]] = {}
+    trained_states = [WEIGHT, *task.runtime.optimizer.states]
     for name, tensor in saved_tensors(task.model).items():
-        states = [WEIGHT, *MOMENTS] if tensor.requires_grad else [WEIGHT]
+        states = trained_states if tensor.requires_grad else [WEIGHT]
         shapes[name] = {"shape": whole_shape(tensor), "states": states}
     return shapes
 

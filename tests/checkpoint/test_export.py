@@ -262,7 +262,7 @@ def test_a_classifier_is_exported_with_its_labels(tiny_tokenizer: Path, tiny_tex
                 "sequence_length": 24,
             },
             "train": {"global_batch_rows": 8, "micro_batch_rows": 4, "steps": 4, "precision": "bf16"},
-            "optimizer": {"learning_rate": 0.01},
+            "optimizer": {"name": "adamw", "learning_rate": 0.01},
         }
     )
     run_dir = tmp_path / "run"

@@ -16,7 +16,7 @@ def masked_lm(architecture: str = "bert", config: dict[str, Any] | None = None, 
         "tokenizer": "tok",
         "data": {"train": "shards", "sequence_length": 128},
         "train": {"global_batch_rows": 512, "micro_batch_rows": 4, "steps": 1000},
-        "optimizer": {"learning_rate": 3e-4},
+        "optimizer": {"name": "adamw", "learning_rate": 3e-4},
     }
     for section, update in sections.items():
         values[section] = values.get(section, {}) | update if isinstance(update, dict) else update

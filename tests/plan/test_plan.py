@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from dstrain.plan.attention import MATMUL_TOKENS, attention_of
 from dstrain.plan.corpus import CorpusSize
 from dstrain.plan.text import make_plan, plan_json, plan_text
 from dstrain.recipe.rules import broken_rules
-from dstrain.recipe.schema import MaskedLmRecipe, SequenceToSequenceRecipe
+from dstrain.recipe.schema import MaskedLmRecipe, Recipe, SequenceToSequenceRecipe
 from dstrain.tasks.sequence_to_sequence import Writer
 from dstrain.train.optim import freeze
 
@@ -428,8 +428,19 @@ def test_what_is_offloaded_moves_to_the_host() -> None:
     assert rank_memory(masked_lm(train={"zero": zero}), 1000, 0, world=4, stage=2).host == 0
 
 
-def test_a_checkpoint_is_twelve_bytes_per_parameter() -> None:
-    assert checkpoint_bytes(109_514_298) == 1_314_171_576
+def test_a_trained_parameter_in_a_checkpoint_is_its_weight_and_the_optimizers_states(
+    tiny_recipe: Callable[..., Recipe],
+) -> None:
+    assert checkpoint_bytes(tiny_recipe(), 109_514_298) == 1_314_171_576
+    assert checkpoint_bytes(tiny_recipe("optimizer={name: sgd, learning_rate: 0.1}"), 109_514_298) == 876_114_384
+
+
+def test_an_optimizer_with_fewer_states_takes_less_memory(tiny_recipe: Callable[..., Recipe]) -> None:
+    sgd = tiny_recipe("optimizer={name: sgd, learning_rate: 0.1}")
+    saved = [
+        rank_memory(tiny_recipe(), 1000, 0, 2, s).optimizer - rank_memory(sgd, 1000, 0, 2, s).optimizer for s in (0, 2)
+    ]
+    assert saved == [4000, 2000]
 
 
 def test_frozen_parameters_take_weights_only() -> None:

@@ -48,7 +48,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         }
         | ({} if phases else length),
         "phases": phases,
-        "optimizer": {"learning_rate": draw(st.floats(1e-300, 1e300))},
+        "optimizer": {"name": "adamw", "learning_rate": draw(st.floats(1e-300, 1e300))},
     }
 
 

@@ -7,24 +7,27 @@ import torch
 from torch import nn
 
 from dstrain.errors import RecipeError
-from dstrain.recipe.training import Optimizer
+from dstrain.optimizers.adamw import AdamWSection
 from dstrain.train.optim import build_optimizer, freeze, parameter_groups
+
+PLAIN = AdamWSection(learning_rate=1.0, weight_decay=0.1)
+BY_LAYER = AdamWSection(learning_rate=1.0, weight_decay=0.1, layer_decay=0.5)
 
 
 def test_matrices_decay_biases_and_norms_do_not_and_frozen_ones_are_left_alone() -> None:
     module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
     module[1].bias.requires_grad = False
-    decayed, plain = parameter_groups(module, 0.1)
+    decayed, plain = parameter_groups(module, PLAIN)
     assert [p.shape for p in decayed["params"]] == [(5, 4), (4, 4)]
     assert [p.shape for p in plain["params"]] == [(4,), (4,)]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     module.requires_grad_(False)[2].weight.requires_grad = True
-    assert [len(group["params"]) for group in parameter_groups(module, 0.1)] == [1]
+    assert [len(group["params"]) for group in parameter_groups(module, PLAIN)] == [1]
 
 
 def test_the_clipping_optimizer_clips_reports_and_refuses() -> None:
     module = nn.Linear(3, 1, bias=False)
-    optimizer = build_optimizer(module, Optimizer(learning_rate=0.1, betas=(0.0, 0.9)), clip_grad_norm=1.0)
+    optimizer = build_optimizer(module, AdamWSection(learning_rate=0.1, betas=(0.0, 0.9)), clip_grad_norm=1.0)
     module.weight.grad = torch.tensor([[3.0, 0.0, 4.0]])
     optimizer.step()
     assert optimizer._global_grad_norm == pytest.approx(5.0)
@@ -45,7 +48,7 @@ def test_the_clipping_optimizer_clips_reports_and_refuses() -> None:
 
 def test_a_parameter_that_took_no_part_decays_all_the_same() -> None:
     module = nn.ParameterList([torch.full((2, 2), 1.0), torch.full((2, 2), 1.0)])
-    optimizer = build_optimizer(module, Optimizer(learning_rate=0.1, weight_decay=0.5), clip_grad_norm=1.0)
+    optimizer = build_optimizer(module, AdamWSection(learning_rate=0.1, weight_decay=0.5), clip_grad_norm=1.0)
     optimizer.param_groups[0]["lr"] = 0.1
     module[0].grad = torch.zeros(2, 2)
     optimizer.step()
@@ -66,7 +69,7 @@ def test_layers_learn_slower_the_further_they_are_from_the_head() -> None:
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     shares = {
         names[id(parameter)]: group["rate_share"]
-        for group in parameter_groups(module, 0.1, 0.5)
+        for group in parameter_groups(module, BY_LAYER)
         for parameter in group["params"]
     }
     assert shares["classifier.weight"] == 1.0
@@ -75,7 +78,7 @@ def test_layers_learn_slower_the_further_they_are_from_the_head() -> None:
     assert shares["bert.embeddings.word_embeddings.weight"] == 0.125
     assert shares.keys() == set(names.values())
     freeze(module, 1)
-    left = {names[id(p)] for group in parameter_groups(module, 0.1, 0.5) for p in group["params"]}
+    left = {names[id(p)] for group in parameter_groups(module, BY_LAYER) for p in group["params"]}
     assert left == {name for name, share in shares.items() if share >= 0.5}
     with pytest.raises(RecipeError, match=r"model\.frozen_layers=3, and the model has 2 layers; use at most 2"):
         freeze(module, 3)

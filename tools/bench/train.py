@@ -140,7 +140,7 @@ def make_recipe(folder: Path, model: str, tokens: int, precision: str, args: arg
             "steps": 10**6,
             "precision": precision,
         },
-        "optimizer": {"learning_rate": LEARNING_RATE},
+        "optimizer": {"name": "adamw", "learning_rate": LEARNING_RATE},
         "checkpoint": {"every_steps": 10**6},
         "log": {"tensorboard": False},
     }
