@@ -5,12 +5,13 @@ keeps of each parameter: that is all that the plan of memory, checkpoints of any
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field
 
 from dstrain.base.registry import Registry
 from dstrain.base.section import NonNegativeFloat, PositiveFloat, Section
+from dstrain.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -84,3 +85,36 @@ class Optimizer:
 
 
 OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", Optimizer, "dstrain.optimizers")
+
+
+def installed_optimizers() -> dict[str, Optimizer]:
+    """All optimizers by name, but for broken ones, which `checked_optimizer` refuses where a recipe names one."""
+    optimizers: dict[str, Optimizer] = {}
+    for name in OPTIMIZERS:
+        try:
+            optimizers[name] = checked_optimizer(name)
+        except UserError:
+            continue
+    return optimizers
+
+
+def checked_optimizer(name: str) -> Optimizer:
+    """The optimizer of this name.
+
+    Raises:
+        UserError: it is another package's, which cannot be imported, or whose section recipes could not name.
+    """
+    optimizer = OPTIMIZERS[name]
+    if isinstance(optimizer, type):
+        raise UserError(f"optimizer {name} is a class; register an instance, as in OPTIMIZER = {optimizer.__name__}()")
+    if missing := [key for key in ("section", "states") if not hasattr(optimizer, key)]:
+        raise UserError(
+            f"optimizer {name}: {type(optimizer).__name__} lacks {' and '.join(missing)}; add what is missing"
+        )
+    allowed = get_args(optimizer.section.model_fields["name"].annotation)
+    if allowed != (name,):
+        raise UserError(
+            f"optimizer {name}: `name` of {optimizer.section.__name__} allows {', '.join(map(str, allowed)) or 'any'}; "
+            f'make it Literal["{name}"], the name of the entry point'
+        )
+    return optimizer

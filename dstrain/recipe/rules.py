@@ -18,7 +18,7 @@ from dstrain.architectures import (
     is_target,
 )
 from dstrain.base.tracker import TRACKERS
-from dstrain.optimizers import OPTIMIZERS
+from dstrain.optimizers import installed_optimizers
 from dstrain.recipe.measured import not_measured
 from dstrain.recipe.pair_slots import SHORTEST_PAIR
 
@@ -524,9 +524,10 @@ def _offloaded_params_are_partitioned(offload: str, stage: int) -> Verdict:
 
 @rule("optimizer.name", "train.zero.stage")
 def _cut_optimizer_needs_no_whole_parameters(name: str, stage: int) -> Verdict:
-    whole = OPTIMIZERS[name].whole
+    optimizers = installed_optimizers()
+    whole = optimizers[name].whole
     if whole is not None and stage > 0:
-        cut = ", ".join(other for other in OPTIMIZERS if OPTIMIZERS[other].whole is None)
+        cut = ", ".join(other for other, optimizer in optimizers.items() if optimizer.whole is None)
         return f"needs whole parameters ({whole}), and train.zero.stage={stage} cuts them; use stage 0, or one of {cut}"
     return None
 

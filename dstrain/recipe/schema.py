@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dstrain.architectures import Architecture, ModelKeys, installed_encoders, installed_seq2seq
 from dstrain.base.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
-from dstrain.optimizers import OPTIMIZERS, OptimizerSection
+from dstrain.optimizers import OptimizerSection, installed_optimizers
 from dstrain.recipe.data import (
     ClassificationData,
     ExampleData,
@@ -25,7 +25,7 @@ from dstrain.recipe.training import Checkpoint, EarlyStopping, Evaluate, Log, Sc
 if TYPE_CHECKING:
     AnyOptimizer = OptimizerSection
 else:  # of this package and of others
-    _SECTIONS = tuple(OPTIMIZERS[name].section for name in OPTIMIZERS)
+    _SECTIONS = tuple(optimizer.section for optimizer in installed_optimizers().values())
     AnyOptimizer = Annotated[Union[_SECTIONS], Field(discriminator="name")]  # noqa: UP007
 
 MOST_DEFAULT_LANES = 1024

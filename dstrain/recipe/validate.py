@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from dstrain.architectures import ARCHITECTURES, checked_architecture
 from dstrain.base.section import Section
+from dstrain.optimizers import OPTIMIZERS, checked_optimizer
 from dstrain.recipe.definition import task_names
 from dstrain.recipe.files import absolute, file_problems, is_path
 from dstrain.recipe.keys import (
@@ -85,20 +86,23 @@ def _with_known_sections(tree: Node) -> tuple[Node, type[CommonRecipe], list[str
         assert recipe_type is not None
         root["task"] = Node(close or tasks[0], tree.place)
         unjudged += [] if close else ["task", "data"]
-    for key, beside in (("model", "config"), ("optimizer", "")):
+    for key, names, checked, unjudged_keys in (
+        ("model", ARCHITECTURES, checked_architecture, ["model.architecture", "model.config"]),
+        ("optimizer", OPTIMIZERS, checked_optimizer, ["optimizer"]),
+    ):
         section, field = root.get(key), recipe_type.model_fields[key]
         if section is None or not isinstance(section.value, dict):
             continue
         tag, choices = str(field.discriminator), tag_choices(field)
         word = section.value.get(tag)
-        if key == "model" and word is not None and word.value in ARCHITECTURES:
-            checked_architecture(str(word.value))  # one that is broken is none of the choices
+        if word is not None and word.value in names:
+            checked(str(word.value))  # one that is broken is none of the choices
         if (default_tag(field) if word is None or word.value is None else word.value) not in choices:
             problems.append(_choice_problem(section, f"{key}.{tag}", word, choices))
             close = _close(word, choices)
             stand_in = Node(close or choices[0], section.place)
             root[key] = Node({**section.value, tag: stand_in}, section.place)
-            unjudged += [] if close else [f"{key}.{tag}", f"{key}.{beside}".rstrip(".")]
+            unjudged += [] if close else unjudged_keys
     return Node(root, tree.place), recipe_type, unjudged, problems
 
 

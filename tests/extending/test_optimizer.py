@@ -38,8 +38,15 @@ OPTIMIZER = Factored()
 @pytest.fixture(scope="module")
 def extension(install_extension: InstallExtension) -> Extension:
     return install_extension(
-        {"dstrain_lion": documented_file("dstrain_lion.py"), "factored": FACTORED},
-        {"dstrain.optimizers": {"lion": "dstrain_lion:OPTIMIZER", "factored": "factored:OPTIMIZER"}},
+        {"dstrain_lion": documented_file("dstrain_lion.py"), "factored": FACTORED, "broken": "import no_such_module"},
+        {
+            "dstrain.optimizers": {
+                "lion": "dstrain_lion:OPTIMIZER",
+                "factored": "factored:OPTIMIZER",
+                "broken": "broken:OPTIMIZER",
+                "renamed": "factored:OPTIMIZER",
+            }
+        },
     )
 
 
@@ -91,3 +98,11 @@ def test_one_that_needs_whole_parameters_is_refused_where_they_are_cut(extension
 def test_an_unknown_one_is_refused_with_those_that_are_there(extension: Extension, recipe: Path) -> None:
     output = extension.dstrain("plan", str(recipe), optimizer("lino"), exit_code=2)
     assert "optimizer.name=lino is not one of adamw, factored, lion, sgd; use lion" in output
+
+
+def test_broken_ones_are_refused_only_where_a_recipe_names_them(extension: Extension, recipe: Path) -> None:
+    extension.dstrain("plan", str(recipe))
+    output = extension.dstrain("plan", str(recipe), optimizer("broken"), exit_code=2)
+    assert "optimizer broken cannot be imported" in output and "Traceback" not in output
+    output = extension.dstrain("plan", str(recipe), optimizer("renamed"), exit_code=2)
+    assert "optimizer renamed: `name` of Section allows factored; make it" in output
