@@ -11,6 +11,8 @@ from extension_package import Extension, InstallExtension, documented_file
 from dstrain.checkpoint.manifest import Manifest
 from dstrain.recipe.schema import Recipe
 
+pytestmark = pytest.mark.ranks
+
 # As the documented one, but for a factored state.
 FACTORED = """\
 from typing import Any, Literal
@@ -70,7 +72,6 @@ def test_a_plan_counts_its_states(extension: Extension, recipe: Path) -> None:
     assert plans["lion"]["checkpoint_bytes"] * 3 == plans["adamw"]["checkpoint_bytes"] * 2
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("stages", [(1, 3), (3, 0)])
 def test_it_trains_resumes_elsewhere_and_is_exported(
     extension: Extension, recipe: Path, tmp_path: Path, stages: tuple[int, int]
