@@ -36,10 +36,10 @@ types: .venv/.ready
 FAST := not (ranks or cluster or browser or slow)
 PYTEST := $(PYTHON) -m pytest --dist=loadfile --no-loadscope-reorder
 
-# Four files at a time on two cores: cluster tests mostly wait for daemons. In the order of tests/conftest.py, the
+# Three files at a time on two cores: cluster tests mostly wait for daemons. In the order of tests/conftest.py, the
 # longest first.
 unit: .venv/.ready
-	$(PYTEST) --numprocesses=4 --durations=15
+	$(PYTEST) --numprocesses=3 --durations=15
 
 unit-fast: .venv/.ready
 	$(PYTEST) -q --numprocesses=2 -m "$(FAST)"

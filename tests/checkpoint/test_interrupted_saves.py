@@ -111,7 +111,7 @@ def test_what_was_committed_survives_a_kill_in_any_phase(survivors: dict[tuple[i
         for folder in committed(run_dir):
             assert verify(folder) == [], (victim, phase)
         if phase == MIDDLE:
-            (half_written,) = run_dir.glob(f"checkpoints/.staging-*/rank-{victim:05d}.safetensors")
+            (half_written,) = run_dir.glob(f"checkpoints/.staging-*/.rank-{victim:05d}.safetensors.new")
             assert half_written.stat().st_size == 20_000
 
 

@@ -156,7 +156,7 @@ def test_stop_ends_the_job_that_runs_and_cancels_those_that_wait(slurm_lab: Slur
 
 
 def test_a_job_that_its_time_limit_ends_comes_back_until_it_is_done(slurm_lab: SlurmLab, project: Project) -> None:
-    (job,) = submit(slurm_lab, project, PROFILE.format(nodes=2, time="1", requeue="true"))
+    (job,) = submit(slurm_lab, project, PROFILE.format(nodes=2, time="2", requeue="true"))
     wait_until(lambda: project.step() >= 8, START_SECONDS, lambda: log(project))
     attempt = project.attempts()  # the first, but on a very busy machine
     # one slow step, up to the moment when the run is asked to stop: however fast the machine, it is not done before

@@ -102,7 +102,7 @@ def test_what_8_bits_cost_is_said_of_any_task(tmp_path: Path, capsys: pytest.Cap
     options = ["--onnx", "--int8", "--out", str(tmp_path / "int8"), "--measure"]
     (tmp_path / "other.csv").write_text("sentence\nred apple\n")
     assert main(["export", str(folder), *options, str(tmp_path / "other.csv")]) == 2
-    assert "has no column 'text'" in capsys.readouterr().err
+    assert "other.csv:2: has no field 'text'" in capsys.readouterr().err
     (tmp_path / "none.txt").write_text("\n\n")
     assert main(["export", str(folder), *options, str(tmp_path / "none.txt")]) == 2
     assert f"{tmp_path}/none.txt:1: empty" in capsys.readouterr().err
